@@ -1,0 +1,47 @@
+# Every command of Double Boiler. `make help` lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint lock
+
+# The newest Python from 3.11 on that can make a virtual environment.
+FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && exit; done; \
+	echo "make: no Python from 3.11 on with venv found: install python3 and python3-venv" >&2; exit 1
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (PORT=… for another port)
+	@exec app/boil start --release
+
+test: .venv/installed-dev ## run all the tests
+	@$(MAKE) --no-print-directory lint
+	@.venv/bin/python -m pytest $(PYTEST)
+
+lint: .venv/installed-dev ## check the code's style
+	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
+
+lock: .venv/installed-dev ## pin the dependencies of pyproject.toml anew
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url pyproject.toml --upgrade --output-file requirements.txt
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --group dev --constraint requirements.txt --upgrade --output-file tests/requirements.txt
+
+.venv/bin/python:
+	@python=$$($(FIND_PYTHON)) && echo "Making .venv with $$("$$python" --version)" && "$$python" -m venv --clear .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	@echo "Installing the packages of requirements.txt: some 20 seconds"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: tests/requirements.txt .venv/installed
+	@echo "Installing the packages of tests/requirements.txt: some 10 seconds"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@touch $@
+
+# Development settings, made once and kept: a secret key, error pages, this machine only.
+.env: | .venv/installed
+	@umask 077 && .venv/bin/python -c 'import secrets; print("DJANGO_DEBUG=1", "BIND_ADDRESS=127.0.0.1", \
+		"DJANGO_SECRET_KEY=" + secrets.token_urlsafe(50), sep="\n")' > $@

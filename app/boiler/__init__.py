@@ -1,0 +1,1 @@
+"""The boiler: starts, supervises and stops every process of LocalProcfile inside one dyno."""

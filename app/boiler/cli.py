@@ -1,0 +1,258 @@
+"""The commands of `app/boil`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from honcho.environ import parse as parse_dotenv
+
+from . import init, postgres, preflight, settings, status
+from .inner import Inner, Kind
+from .output import Output
+from .procfile import Entry
+from .settings import ROOT
+from .supervisor import Supervisor
+from .units import as_duration, as_size
+
+
+class CommandError(Exception):
+    """A command that can't be carried out; each argument is one line for the user."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; returns the exit code. Mistakes are printed to stderr, one line each."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _complete_environment(os.environ)
+        return arguments.run(arguments)
+    except CommandError as error:
+        lines = error.args
+    except (settings.SettingError, status.RuntimeDirError, postgres.EmbeddedError) as error:
+        lines = (str(error),)
+    for line in lines:
+        print(f"boil: {line}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="boil", description="Run the processes of LocalProcfile in one dyno.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    start = add("start", _start, "start the processes of LocalProcfile and watch over them")
+    start.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    start.add_argument("--release", action="store_true", help="run Procfile's release command first")
+    add("status", _status, "show what runs").add_argument("--json", action="store_true", help="as JSON")
+    add("restart", _restart, "stop and start one process").add_argument("name", metavar="NAME")
+    add("stop", _stop, "stop the dyno, jobs and requests in flight first")
+    add("check", _check, "report every mistake in the files and settings; start nothing")
+    once = add("run", _run, "run one command in the dyno's environment")
+    once.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
+    return parser
+
+
+def _complete_environment(environ: MutableMapping[str, str]) -> None:
+    """Add what .env says and is not set, and put this Python's programs first on PATH."""
+    dotenv = ROOT / ".env"
+    if dotenv.is_file():
+        for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
+            environ.setdefault(name, value)
+    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
+    environ["PYTHONUNBUFFERED"] = "1"
+
+
+def _mistakes(names: list[str]) -> tuple[list[Entry], list[str]]:
+    entries, mistakes = preflight.local_procfile(ROOT, names, os.environ)
+    lines = [str(mistake) for mistake in [*mistakes, *preflight.platform_procfile(ROOT)]]
+    return entries, lines + preflight.wrong_settings(os.environ)
+
+
+def _check(_arguments: argparse.Namespace) -> int:
+    entries, lines = _mistakes([])
+    if lines:
+        raise CommandError(*lines)
+    print(f"LocalProcfile, Procfile and settings are good: {', '.join(entry.name for entry in entries)}")
+    return 0
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    entries, lines = _mistakes(arguments.names)
+    serves = any(entry.name == "web" for entry in entries)
+    if not lines and serves and (taken := preflight.port_in_use(os.environ)):
+        lines.append(taken)
+    if lines:
+        raise CommandError(*lines)
+    folder = settings.runtime_dir()
+    status.make_private(folder)
+    _lock(folder)
+    os.environ["PORT"] = str(settings.get("PORT"))
+    os.environ["BOILER_STATUS"] = str(folder / "status")
+    embedded = None if settings.get("DATABASE_URL") else _embedded()
+    inners = _inners(entries, embedded, release=arguments.release)
+
+    def supervise(pipe: int) -> int:
+        supervisor = Supervisor(
+            inners,
+            output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in inners)]),
+            socket_path=folder / "status",
+            grace=settings.get("DYNO_GRACE"),
+            parent_pipe=pipe,
+            database_ready=embedded.serves if embedded else lambda: True,
+        )
+        return supervisor.run()
+
+    return init.run(supervise)
+
+
+def _lock(folder: Path) -> None:
+    """Take the lock that tells that a boiler runs here; it lasts until init and supervisor are gone."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CommandError(
+            "a dyno of this checkout is running: stop it with `app/boil stop`, or set BOILER_DIR for a second one"
+        ) from None
+
+
+def _embedded() -> postgres.Embedded:
+    """The embedded PostgreSQL, ready to be started; everything below gets to it by DATABASE_URL."""
+    folder = settings.runtime_dir()
+    status.make_private(folder)
+    embedded = postgres.Embedded(settings.embedded_dir(), folder)
+    if not embedded.exists():
+        print(f"boil: making the embedded PostgreSQL in {embedded.data}", file=sys.stderr)
+    embedded.prepare(settings.get("DATABASE_WAIT"))
+    os.environ["DATABASE_URL"] = settings.database_url()
+    return embedded
+
+
+def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release: bool) -> list[Inner]:
+    """All that the dyno starts, in order: the database, what must have run before, the processes."""
+    environ = dict(os.environ)
+    inners = []
+    if embedded:
+        inners.append(
+            Inner(
+                Entry("postgres", "postgres (embedded)"),
+                environ,
+                Kind.DATABASE,
+                argv=embedded.argv(),
+                pass_fds=(embedded.lock_fd,),
+            )
+        )
+    ready = "python app/manage.py ready"
+    if release:
+        line = _release_line()
+        if not embedded:
+            inners.append(Inner(Entry("ready", f"{ready} --database-only"), environ, Kind.ONCE))
+        inners.append(Inner(line, environ, Kind.ONCE))
+    else:
+        inners.append(Inner(Entry("ready", ready), environ, Kind.ONCE))
+    return inners + [Inner(entry, environ) for entry in entries]
+
+
+def _release_line() -> Entry:
+    entries, _ = preflight.procfile.read(ROOT / "Procfile")
+    for entry in entries:
+        if entry.name == "release":
+            return entry
+    raise CommandError("Procfile: no `release`: add the line `release: python app/manage.py migrate`")
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        answer = status.ask(settings.runtime_dir() / "status", request, timeout=10)
+    except OSError:
+        raise CommandError(
+            "no dyno of this checkout is running: start it with `make run` or `app/boil start`"
+        ) from None
+    if "error" in answer:
+        raise CommandError(answer["error"])
+    return answer
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    answer = _ask({"command": "status"})
+    if arguments.json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    print("\n".join(_status_lines(answer)))
+    return 0
+
+
+def _status_lines(answer: dict[str, Any]) -> list[str]:
+    boiler = answer["boiler"]
+    row = "{:<10} {:>8} {:<9} {:>8} {:>9} {:>9}  {}"
+    lines = [
+        f"dyno {boiler['state']} for {as_duration(boiler['uptime'])}, "
+        f"boiler pid {boiler['pid']}, {as_size(boiler['memory'])}",
+        row.format("NAME", "PID", "STATE", "RESTARTS", "UPTIME", "MEMORY", "TITLE"),
+    ]
+    for one in answer["processes"]:
+        running = one["pid"] is not None
+        numbers = (as_duration(one["uptime"]), as_size(one["memory"])) if running else ("-", "-")
+        what = (one["name"], one["pid"] or "-", one["state"], one["restarts"])
+        lines.append(row.format(*what, *numbers, one["title"]))
+        lines += [
+            row.format("", child["pid"], "", "", "", as_size(child["memory"]), child["title"])
+            for child in one["children"]
+        ]
+    return lines
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    old = _ask({"command": "restart", "name": arguments.name})["pid"]
+    while True:
+        now = {one["name"]: one for one in _ask({"command": "status"})["processes"]}[arguments.name]
+        if now["pid"] not in (None, old):
+            print(f"{arguments.name} restarted: pid {old} before, {now['pid']} now")
+            return 0
+        time.sleep(0.1)
+
+
+def _stop(_arguments: argparse.Namespace) -> int:
+    grace = _ask({"command": "stop"})["grace"]
+    print(f"stopping, within {grace:g} s")
+    lock = os.open(settings.runtime_dir() / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the dyno holds it until nothing of it is left
+    print("stopped")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run a one-off command: beside the running dyno, or with the embedded PostgreSQL just for it."""
+    if not arguments.command:
+        raise CommandError("name the command to run: app/boil run python app/manage.py shell")
+    if settings.get("DATABASE_URL") or _is_running():
+        return _call(arguments.command)
+    with _embedded().serving():
+        return _call(arguments.command)
+
+
+def _is_running() -> bool:
+    try:
+        status.ask(settings.runtime_dir() / "status", {"command": "status"}, timeout=10)
+    except OSError:
+        return False
+    return True
+
+
+def _call(command: list[str]) -> int:
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise CommandError(f"{command[0]}: {error.strerror}") from None

@@ -1,0 +1,54 @@
+"""The dyno's first process: it passes signals on and sees to it that nothing outlives the dyno.
+
+It is the parent of the supervisor and does so little that nothing can bring it down but a SIGKILL.
+Whichever of the two is killed, the other notices at once and takes everything along.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from . import processes
+from .supervisor import STOP_SIGNALS
+from .titles import set_title
+
+
+def run(supervise: Callable[[int], int]) -> int:
+    """Fork a process that calls `supervise(pipe)`, wait for its end, and return its exit code.
+
+    The pipe reads as closed when this process is gone. Exit code 1 if the supervisor was killed.
+    """
+    processes.become_subreaper()
+    reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    supervisor = os.fork()
+    if not supervisor:
+        os.close(writer)
+        processes.become_subreaper()
+        set_title("supervisor")
+        code = 1
+        try:
+            code = supervise(reader)
+        except Exception:  # noqa: BLE001 (whatever it is: this copy of the caller's stack must not go on)
+            traceback.print_exc()
+        os._exit(code)
+    os.close(reader)
+    set_title("init")
+
+    def pass_on(number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(supervisor, number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    while True:
+        pid, status = os.wait()
+        if pid == supervisor:
+            break
+    processes.kill_descendants()
+    return 1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -1,0 +1,220 @@
+"""Every setting of Double Boiler: one documented environment variable each.
+
+The boiler, gunicorn, Celery and Django all read their settings here and nowhere else, so that a
+value means the same to each of them. The table in README.md lists the same names; a test compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Set by platforms whose disk is thrown away with the dyno. Dokku sets DYNO as well; there a mounted
+# folder named by EMBEDDED_POSTGRES is the way to say that the disk stays.
+EPHEMERAL_MARKERS = (
+    "DYNO",
+    "CONTAINER",
+    "FLY_APP_NAME",
+    "K_SERVICE",
+    "RAILWAY_ENVIRONMENT_NAME",
+    "RENDER",
+    "VCAP_APPLICATION",
+)
+
+
+class SettingError(ValueError):
+    """A setting that can't be used; the message is one line: what is wrong, where, what to do."""
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= maximum:
+            raise ValueError(f"must be a whole number from {minimum} to {maximum}")
+        return number
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    return _one_of("0", "1")(text) == "1"
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not text:
+            return text
+        expected = f"must look like {schemes[0]}://USER:PASSWORD@HOST:PORT/NAME"
+        try:
+            url = urlsplit(text)
+            _ = url.port  # urlsplit finds out that a port is no number only when asked for it
+        except ValueError:
+            raise ValueError(expected) from None
+        if url.scheme not in schemes or not (url.netloc or url.query):
+            raise ValueError(expected)
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: its name, its default as a user would write it, and its meaning."""
+
+    name: str
+    default: str
+    help: str
+    parse: Callable[[str], Any] = str
+    secret: bool = False
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "DATABASE_URL",
+            "",
+            "PostgreSQL for the data, the queue and the schedule; without it, an embedded PostgreSQL",
+            _url("postgresql", "postgres"),
+            secret=True,
+        ),
+        Setting("EMBEDDED_POSTGRES", "", "folder of the embedded PostgreSQL's data; `.postgres` if unset"),
+        Setting("DATABASE_POOL", "4", "database connections of one gunicorn worker", _whole(1, 100)),
+        Setting("DATABASE_WAIT", "30", "seconds to wait at start for a database that is starting", _whole(0, 3600)),
+        Setting(
+            "REDIS_URL",
+            "",
+            "a Redis that carries the queue instead of PostgreSQL",
+            _url("redis", "rediss"),
+            secret=True,
+        ),
+        Setting(
+            "AMQP_URL",
+            "",
+            "a RabbitMQ that carries the queue instead of PostgreSQL",
+            _url("amqp", "amqps"),
+            secret=True,
+        ),
+        Setting("DJANGO_SECRET_KEY", "", "Django's secret key; at least 50 characters", secret=True),
+        Setting("DJANGO_DEBUG", "0", "1 for development: error pages, plain http, any host", _switch),
+        Setting(
+            "DJANGO_ALLOWED_HOSTS",
+            "localhost,127.0.0.1",
+            "host names that the app answers to, with commas between",
+            _names,
+        ),
+        Setting("DJANGO_HTTPS", "1", "0 for a host without TLS: no redirect, no secure cookies", _switch),
+        Setting("PORT", "5000", "the port that gunicorn listens on", _whole(1, 65535)),
+        Setting("BIND_ADDRESS", "0.0.0.0", "the address that gunicorn listens on"),  # noqa: S104 (platforms need it)
+        Setting("WEB_CONCURRENCY", "2", "gunicorn workers", _whole(1, 64)),
+        Setting(
+            "WEB_WORKER_CLASS",
+            "gevent",
+            "gunicorn's worker class: gevent, gthread or sync",
+            _one_of("gevent", "gthread", "sync"),
+        ),
+        Setting("WEB_CONNECTIONS", "1000", "connections that one gevent worker holds", _whole(1, 100000)),
+        Setting("WEB_THREADS", "8", "threads of one gthread worker", _whole(1, 1000)),
+        Setting("WORKER_CONCURRENCY", "2", "Celery pool children: jobs that run at once", _whole(1, 1000)),
+        Setting("DYNO_GRACE", "30", "seconds between the platform's SIGTERM and its SIGKILL", _whole(2, 3600)),
+        Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
+        Setting("JOBS_PER_CALL", "1000", "jobs that one call of POST /jobs may bring", _whole(1, 100000)),
+        Setting("JOBS_WAITING", "10000", "jobs that may wait before POST /jobs answers 429", _whole(1, 10**9)),
+        Setting("JOBS_KEPT", "3600", "seconds that finished demo jobs are kept", _whole(1, 10**9)),
+        Setting(
+            "LOG_LEVEL",
+            "warning",
+            "what gunicorn, Celery and Django log: debug, info, warning or error",
+            _one_of("debug", "info", "warning", "error"),
+        ),
+    )
+}
+
+
+def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
+    """The value of a setting, parsed. An empty variable counts as unset.
+
+    Raises SettingError with the reason if the value can't be used; a secret's value is never in it.
+    """
+    setting = SETTINGS[name]
+    text = (os.environ if environ is None else environ).get(name) or setting.default
+    try:
+        return setting.parse(text)
+    except ValueError as error:
+        shown = name if setting.secret else f"{name}={text}"
+        raise SettingError(f"{shown}: {error}; correct or unset it") from None
+
+
+def secret_key(environ: Mapping[str, str] | None = None) -> str:
+    """DJANGO_SECRET_KEY. Raises SettingError, with the command that makes one, if it is missing or weak."""
+    key = get("DJANGO_SECRET_KEY", environ)
+    if len(key) < 50 or len(set(key)) < 5:  # what `manage.py check --deploy` (security.W009) asks for
+        fault = "is shorter than 50 characters or has less than 5 different ones" if key else "is not set"
+        raise SettingError(
+            f"DJANGO_SECRET_KEY {fault}: set it, once, to what this prints: "
+            """python3 -c "import secrets; print(secrets.token_urlsafe(50))" """.rstrip()
+        )
+    return key
+
+
+def runtime_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """The private folder of this checkout's sockets: short, because a socket's path has 107 bytes."""
+    if chosen := get("BOILER_DIR", environ):
+        return Path(chosen).resolve()
+    digest = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()).resolve() / f"boiler-{os.getuid()}-{digest}"
+
+
+def embedded_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the embedded PostgreSQL keeps its data.
+
+    Raises SettingError on a platform with an ephemeral disk, unless EMBEDDED_POSTGRES names a folder.
+    """
+    if chosen := get("EMBEDDED_POSTGRES", environ):
+        return ROOT / chosen
+    for marker in EPHEMERAL_MARKERS:
+        if (os.environ if environ is None else environ).get(marker):
+            raise SettingError(
+                f"DATABASE_URL is not set, and {marker} says that this platform's disk is thrown away: "
+                "set DATABASE_URL, or EMBEDDED_POSTGRES=/folder/that/stays"
+            )
+    return ROOT / ".postgres"
+
+
+def database_url(environ: Mapping[str, str] | None = None) -> str:
+    """DATABASE_URL, or the address of the embedded PostgreSQL's socket."""
+    if url := get("DATABASE_URL", environ):
+        return url
+    embedded_dir(environ)
+    return f"postgresql://dyno@{quote(str(runtime_dir(environ)), safe='')}/dyno"
+
+
+def broker(environ: Mapping[str, str] | None = None) -> str:
+    """What carries the queue: `amqp`, `redis` or `pgmq`."""
+    if get("AMQP_URL", environ):
+        return "amqp"
+    return "redis" if get("REDIS_URL", environ) else "pgmq"

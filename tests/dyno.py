@@ -1,0 +1,137 @@
+"""A packed dyno under test: `app/boil start`, as a platform's Procfile starts it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from boiler import status
+from boiler.settings import ROOT
+from tests.wait import wait_for
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Dyno:
+    """Starts the boiler in a folder of its own for sockets and log; `environ` adds settings."""
+
+    def __init__(self, folder: Path, environ: dict[str, str], root: Path = ROOT) -> None:
+        folder.mkdir(parents=True)
+        self.root = root
+        self.log_file = folder / "log"
+        self.runtime = Path(tempfile.mkdtemp(prefix="boiler-test-"))  # short: sockets lie in it
+        port = environ.get("PORT", "")
+        self.port = int(port) if port.isdecimal() else free_port()
+        self.environ = {
+            **os.environ,
+            "PORT": port or str(self.port),
+            "BIND_ADDRESS": "127.0.0.1",
+            "BOILER_DIR": str(self.runtime),
+            "LOG_LEVEL": "info",
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def boil(self) -> list[str]:
+        return [sys.executable, str(self.root / "app" / "boil")]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, *words: str) -> Dyno:
+        """Run `boil start` with these words."""
+        command = [*self.boil, "start", *words]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environ, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        return self
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def get(self, path: str, method: str = "GET", body: Any = None, timeout: float = 60) -> tuple[int, Any]:
+        """One request; returns the status and the body, parsed if it is JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        is_json = "json" in (response.headers["Content-Type"] or "")
+        return response.status, json.loads(text) if is_json else text.decode()
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        return self.get(path, "POST", body)
+
+    def is_healthy(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the dyno ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+        with suppress(OSError, http.client.HTTPException):
+            return self.get("/healthz", timeout=10)[0] == 200
+        return False
+
+    def wait_until_healthy(self) -> Dyno:
+        try:
+            wait_for(self.is_healthy, "/healthz answers 200", 60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-4000:]}") from None
+        return self
+
+    def status(self) -> dict[str, Any]:
+        return status.ask(self.runtime / "status", {"command": "status"}, 10)
+
+    def inner(self, name: str) -> dict[str, Any]:
+        return {one["name"]: one for one in self.status()["processes"]}[name]
+
+    def pids(self) -> set[int]:
+        """All processes of the dyno: the boiler's two and what they have started."""
+        found = self.status()
+        below = {pid for one in found["processes"] for pid in [one["pid"], *(c["pid"] for c in one["children"])]}
+        return {found["boiler"]["pid"], found["boiler"]["init_pid"]} | {pid for pid in below if pid}
+
+    def stop(self, seconds: float = 60) -> int:
+        """SIGTERM to the first process, as Docker does; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of the processes that still run; a zombie that nobody has reaped yet does not."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.add(pid)
+    return found

@@ -1,0 +1,72 @@
+"""Settings from the environment."""
+
+import re
+
+import pytest
+
+from boiler import preflight, settings
+from boiler.settings import ROOT, SETTINGS, SettingError
+
+KEY = {"DJANGO_SECRET_KEY": "0123456789" * 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "-1"),
+        ("WEB_WORKER_CLASS", "tornado"),
+        ("DJANGO_DEBUG", "yes"),
+        ("DATABASE_URL", "mysql://user@host/name"),
+        ("DATABASE_URL", "postgresql://user:secret@host:port/name"),
+        ("DATABASE_URL", "nonsense"),
+        ("REDIS_URL", "http://host"),
+        ("AMQP_URL", "redis://host"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_setting(name: str, value: str) -> None:
+    found = preflight.wrong_settings({**KEY, name: value})
+    assert len(found) == 1
+    assert found[0].startswith(name)
+    assert "correct or unset it" in found[0]
+    assert "secret@" not in found[0]
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert settings.get("PORT", {"PORT": ""}) == 5000
+
+
+def test_a_missing_secret_key_names_the_command_that_makes_one() -> None:
+    assert "secrets.token_urlsafe" in preflight.wrong_settings({})[0]
+    assert "shorter than 50" in preflight.wrong_settings({"DJANGO_SECRET_KEY": "short"})[0]
+    assert preflight.wrong_settings(KEY) == []
+
+
+def test_an_ephemeral_disk_gets_no_embedded_database_unless_told() -> None:
+    with pytest.raises(SettingError, match="DYNO says that this platform's disk is thrown away"):
+        settings.database_url({"DYNO": "web.1"})
+    assert settings.database_url({"DYNO": "web.1", "EMBEDDED_POSTGRES": "/disk/postgres"})
+    assert settings.database_url({"DYNO": "web.1", "DATABASE_URL": "postgres://u@h/n"}) == "postgres://u@h/n"
+
+
+def test_the_broker_follows_from_the_urls() -> None:
+    assert settings.broker({}) == "pgmq"
+    assert settings.broker({"REDIS_URL": "redis://h"}) == "redis"
+    assert settings.broker({"AMQP_URL": "amqp://h"}) == "amqp"
+
+
+def test_every_setting_is_documented_with_its_default_and_no_other_is() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    documented = {name: default.strip("`") for name, default in rows}
+    assert documented == {name: setting.default or "-" for name, setting in SETTINGS.items()}
+
+
+def test_settings_are_read_in_one_place_only() -> None:
+    internal = {"BOILER_PROCESS", "BOILER_STATUS", "DJANGO_SETTINGS_MODULE", "PATH", "PYTHONUNBUFFERED", "VIRTUAL_ENV"}
+    for path in (ROOT / "app").rglob("*.py"):
+        names = re.findall(r"""environ(?:\.\w+\(|\[)\s*["']([A-Z_]+)["']""", path.read_text())
+        elsewhere = set(names) - internal - {name for name in names if name.startswith("_")}
+        allowed = {"PORT", "DATABASE_URL"} if path.name == "cli.py" else set()
+        assert elsewhere <= allowed, f"{path} reads {elsewhere}: add it to boiler/settings.py"
