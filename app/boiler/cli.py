@@ -103,13 +103,14 @@ def _start(arguments: argparse.Namespace) -> int:
     embedded = None if settings.get("DATABASE_URL") else _embedded()
     inners = _inners(entries, embedded, release=arguments.release)
 
-    def supervise(pipe: int) -> int:
+    def supervise(pipe: int, groups: init.Groups) -> int:
         supervisor = Supervisor(
             inners,
             output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in inners)]),
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
+            note_groups=groups.write,
             database_ready=embedded.serves if embedded else lambda: True,
         )
         return supervisor.run()
@@ -148,7 +149,7 @@ def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release
         inners.append(
             Inner(
                 Entry("postgres", "postgres (embedded)"),
-                environ,
+                postgres.environ(),
                 Kind.DATABASE,
                 argv=embedded.argv(),
                 pass_fds=(embedded.lock_fd,),

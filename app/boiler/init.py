@@ -6,6 +6,7 @@ Whichever of the two is killed, the other notices at once and takes everything a
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import traceback
@@ -17,12 +18,28 @@ from .supervisor import STOP_SIGNALS
 from .titles import set_title
 
 
-def run(supervise: Callable[[int], int]) -> int:
-    """Fork a process that calls `supervise(pipe)`, wait for its end, and return its exit code.
+class Groups:
+    """The process groups of the inner processes: the supervisor writes them, init reads them if it must."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1 << 16)  # anonymous memory that a fork shares
+
+    def write(self, pids: list[int]) -> None:
+        text = b" ".join(b"%d" % pid for pid in pids)
+        self._shared[: len(text) + 1] = text + b"\n"
+
+    def read(self) -> list[int]:
+        self._shared.seek(0)
+        return [int(pid) for pid in self._shared.readline().strip(b"\0\n").split()]
+
+
+def run(supervise: Callable[[int, Groups], int]) -> int:
+    """Fork a process that calls `supervise(pipe, groups)`, wait for its end, and return its exit code.
 
     The pipe reads as closed when this process is gone. Exit code 1 if the supervisor was killed.
     """
     processes.become_subreaper()
+    groups = Groups()
     reader, writer = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     supervisor = os.fork()
@@ -32,7 +49,7 @@ def run(supervise: Callable[[int], int]) -> int:
         set_title("supervisor")
         code = 1
         try:
-            code = supervise(reader)
+            code = supervise(reader, groups)
         except Exception:  # noqa: BLE001 (whatever it is: this copy of the caller's stack must not go on)
             traceback.print_exc()
         os._exit(code)
@@ -50,5 +67,5 @@ def run(supervise: Callable[[int], int]) -> int:
         pid, status = os.wait()
         if pid == supervisor:
             break
-    processes.kill_descendants()
+    processes.kill_descendants(groups.read())
     return 1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

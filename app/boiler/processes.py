@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+KILL_WAIT = 2.0  # seconds; a SIGKILL takes effect at once, but for a process that waits on a broken disk
 
 
 def become_subreaper() -> None:
@@ -34,7 +36,7 @@ def _stat(pid: str) -> tuple[str, int] | None:
 def children() -> dict[int, list[int]]:
     """The pids of the children of every process, zombies left out."""
     found: dict[int, list[int]] = {}
-    if PROC.is_dir():
+    with suppress(OSError):  # no /proc on macOS, and some hosts keep it from ordinary users
         for name in os.listdir(PROC):  # noqa: PTH208 (a Path for each of them is four times slower)
             if name.isdecimal() and (stat := _stat(name)) and stat[0] != "Z":
                 found.setdefault(stat[1], []).append(int(name))
@@ -68,13 +70,18 @@ def title(pid: int) -> str:
     return ""
 
 
-def kill_descendants() -> None:
+def kill_descendants(groups: Iterable[int] = ()) -> None:
     """SIGKILL everything that stems from this process and reap it, until nothing is left.
 
     This process must be a subreaper: the children of a killed process then become its own, and are
-    found in the next round, wherever they have moved their session or group to.
+    found in the next round, wherever they have moved their session or group to. `groups` are process
+    groups to kill first: where /proc can't be read, they are all that can be found.
     """
-    while True:
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_WAIT
+    while time.monotonic() < deadline:
         for pid in children().get(os.getpid(), []):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

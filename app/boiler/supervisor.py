@@ -27,7 +27,8 @@ class Supervisor:
 
     `inners` are started in their order: the database is waited for until `database_ready` says so, a
     process of kind ONCE until it has ended. A RuntimeError from `database_ready` ends the dyno. `grace` is
-    in seconds. `parent_pipe` is a descriptor that reads as closed when the init process is gone.
+    in seconds. `parent_pipe` is a descriptor that reads as closed when the init process is gone;
+    `note_groups` is told the process groups there are, at every change.
     """
 
     def __init__(  # noqa: PLR0913 (its parts are passed in, so that tests need no platform)
@@ -38,6 +39,7 @@ class Supervisor:
         socket_path: Path,
         grace: float,
         parent_pipe: int,
+        note_groups: Callable[[list[int]], None] = lambda _: None,
         database_ready: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +50,7 @@ class Supervisor:
         self._output = output
         self._clock = clock
         self._began = clock()
+        self._note_groups = note_groups
         self._database_ready = database_ready
         self._to_start = deque(inners)
         self._drain_began = 0.0
@@ -116,8 +119,11 @@ class Supervisor:
 
     def _init_is_gone(self) -> None:
         """The init process was killed: nobody would stop what goes on, so nothing may."""
-        processes.kill_descendants()
+        processes.kill_descendants(self._groups())
         os._exit(1)
+
+    def _groups(self) -> list[int]:
+        return [inner.pid for inner in self.inners if inner.pid is not None]
 
     def _reap(self, now: float) -> None:
         """Take note of every process that has ended, orphans that came to this subreaper included."""
@@ -136,6 +142,7 @@ class Supervisor:
     def _ended(self, inner: Inner, returncode: int, now: float) -> None:
         stopping = inner.state is State.STOPPING
         inner.died(returncode, now)
+        self._note_groups(self._groups())
         how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
         if inner.kind is Kind.ONCE and returncode and not stopping:
             self.stop(f"{inner.name} ended {how}, see its lines above", exit_code=1)
@@ -189,6 +196,7 @@ class Supervisor:
             if inner.given_up or inner.kind is Kind.ONCE:
                 self.stop(f"{inner.name} can't be started: giving up", exit_code=1)
             return
+        self._note_groups(self._groups())
         os.set_blocking(fd, False)
         self._pipes[fd] = (inner.name, LineBuffer())
         if self._reading:

@@ -67,6 +67,19 @@ def test_nothing_is_left_when_the_boiler_is_killed(scratch: Scratch, victim: str
     assert dyno.process.wait(5) != 0
 
 
+def test_nothing_is_left_where_the_kernel_shows_no_processes(scratch: Scratch, tmp_path: Path) -> None:
+    """As on macOS, and for an ordinary user on hosts that hide /proc."""
+    dyno = scratch(THREE)
+    source = dyno.root / "app" / "boiler" / "processes.py"
+    source.write_text(source.read_text().replace('Path("/proc")', 'Path("/nowhere")'))
+    dyno.start()
+    before = running(dyno)
+    boiler = dyno.status()["boiler"]
+    pids = {boiler["pid"], boiler["init_pid"], *(one["pid"] for one in before.values())}
+    os.kill(boiler["pid"], signal.SIGKILL)
+    wait_for(lambda: not alive(pids), "nothing of the dyno is left", 3)
+
+
 def test_an_ordered_stop_leaves_nothing_and_exits_with_0(scratch: Scratch) -> None:
     dyno = scratch(ESCAPES).start()
     running(dyno, 2)
