@@ -21,6 +21,7 @@ os.environ |= {
     "BOILER_DIR": str(SOCKETS / "boiler"),
 }
 
+import django  # noqa: E402
 import psycopg  # noqa: E402
 import pytest  # noqa: E402
 
@@ -28,6 +29,8 @@ from boiler.postgres import Embedded  # noqa: E402
 from boiler.settings import ROOT  # noqa: E402
 from tests.dyno import Dyno  # noqa: E402
 from tests.needs import needs  # noqa: E402
+
+django.setup()  # pytest-django has looked for settings before this file could name them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

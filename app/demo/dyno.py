@@ -1,0 +1,72 @@
+"""What runs inside this dyno: the boiler's status, less what is not for visitors."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from boiler.status import ask
+
+ABOUT = {
+    "gunicorn": "gunicorn, answers requests",
+    "celery worker": "celery worker, cooks the jobs",
+    "celery beat": "celery beat, keeps the time",
+    "postgres": "PostgreSQL, data and queue",
+}
+
+
+def look() -> dict[str, Any]:
+    """The boiler, its processes (memory: with their children) and the memory of all; bytes and seconds.
+
+    `boiler` is None if no boiler started the app. Raises OSError if the boiler doesn't answer within 2 s.
+    """
+    path = os.environ.get("BOILER_STATUS")
+    return _look(path, int(time.monotonic())) if path else {"boiler": None, "processes": [], "memory": None}
+
+
+@lru_cache(maxsize=1)
+def _look(path: str, _second: int) -> dict[str, Any]:
+    """Ask the boiler once a second, however many visitors are watching."""
+    status = ask(Path(path), {"command": "status"}, 2.0)
+    boiler, processes = status["boiler"], status["processes"]
+    return {
+        "boiler": {key: boiler[key] for key in ("pid", "state", "memory")} | {"uptime": int(boiler["uptime"])},
+        "processes": [_process(process) for process in processes],
+        "memory": boiler["memory"] + sum(process["memory"] for process in processes),
+    }
+
+
+def _process(process: dict[str, Any]) -> dict[str, Any]:
+    """A process without its command line, which may hold a secret."""
+    alive = process["pid"] is not None
+    return {
+        "name": process["name"],
+        "what": _what(process["command"]),
+        "state": process["state"],
+        "pid": process["pid"],
+        "restarts": process["restarts"],
+        "uptime": int(process["uptime"]) if alive else None,
+        "memory": process["memory"] if alive else None,
+        "children": [
+            {"pid": child["pid"], "title": _title(child["title"], process["name"]), "memory": child["memory"]}
+            for child in process["children"]
+        ],
+    }
+
+
+def _what(command: str) -> str:
+    """What a command is, told from its program's name alone: `celery worker, cooks the jobs`."""
+    words = [word for word in command.split() if "=" not in word]
+    program = Path(words[0]).name if words else "?"
+    if program == "celery":
+        program = next((f"celery {part}" for part in ("worker", "beat") if part in words), program)
+    return ABOUT.get(program, program)
+
+
+def _title(title: str, name: str) -> str:
+    """`gunicorn worker` of `web: gunicorn worker`; of a command line, the program's name alone."""
+    own = title.removeprefix(f"{name}: ")
+    return own if own != title else Path((title.split() or ["?"])[0]).name
