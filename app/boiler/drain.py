@@ -25,14 +25,22 @@ def margin(grace: float) -> float:
     return min(3.0, grace / 5)
 
 
-def stop_steps(grace: float, *, through_shell: bool) -> list[Step]:
-    """How an inner process is stopped: asked first, killed with its whole group when time is up.
+def last_call(grace: float) -> float:
+    """Seconds into the grace when what still runs is put back: 5 before its end, or a third of a short one."""
+    return grace - min(5.0, grace / 3)
 
-    A shell dies of SIGTERM without passing it on, so with one in between the whole group is asked, and
+
+def stop_steps(grace: float, *, through_shell: bool) -> list[Step]:
+    """How an inner process is stopped.
+
+    SIGTERM asks it to finish; SIGQUIT says that it must leave now, which makes gunicorn drop what is in
+    flight and a Celery worker put its jobs back (jobs/worker.py); SIGKILL takes what is left of its group.
+    A shell dies of SIGTERM without passing it on, so with one in between the whole group is signalled, and
     the stop ends when the whole group is gone.
     """
     return [
         Step(0, signal.SIGTERM, whole_group=through_shell),
+        Step(last_call(grace), signal.SIGQUIT, whole_group=through_shell),
         Step(grace - margin(grace), signal.SIGKILL, whole_group=True),
     ]
 
