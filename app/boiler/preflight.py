@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from . import procfile, settings
 from .procfile import Entry, Mistake
+
+# The pools whose drain is tested: what can't finish within the grace goes back to the queue.
+POOLS = ("prefork", "processes", "threads", "gevent")
+POOL_OPTION = re.compile(r"(?:--pool[= ]|-P *)(\S+)")
+
+
+def lossy_workers(file: str, entries: list[Entry]) -> list[Mistake]:
+    """The Celery workers that would lose jobs, or run scheduled ones twice, when a dyno is cycled."""
+    mistakes = []
+    for entry in entries:
+        words = entry.command.split()
+        if not (any(Path(word).name == "celery" for word in words) and "worker" in words):
+            continue
+        pool = POOL_OPTION.search(entry.command)
+        if pool and pool[1] not in POOLS:
+            reason = f"the pool {pool[1]!r} can't put back a job that is running: use prefork, threads or gevent"
+            mistakes.append(Mistake(file, entry.line, f"{entry.name}: {reason}"))
+        if {"-B", "--beat"} & set(words):
+            reason = "-B schedules in every worker, so every scheduled job is sent several times: use a line `beat`"
+            mistakes.append(Mistake(file, entry.line, f"{entry.name}: {reason}"))
+    return mistakes
 
 
 def local_procfile(root: Path, names: list[str], environ: Mapping[str, str]) -> tuple[list[Entry], list[Mistake]]:
@@ -19,6 +41,7 @@ def local_procfile(root: Path, names: list[str], environ: Mapping[str, str]) -> 
     if entries and "web" not in known:
         mistakes.append(Mistake(path.name, 0, "no `web`: the platform sends requests to the one called web"))
     mistakes += procfile.missing_commands(path.name, entries, environ, root)
+    mistakes += lossy_workers(path.name, entries)
     for name in names:
         if name not in known and entries:
             mistakes.append(Mistake(path.name, 0, f"no {name!r}: it has {', '.join(known)}"))

@@ -28,6 +28,9 @@ def mistakes(folder: Path, text: str) -> list[str]:
         ("web: sleep 1\nx: ./missing/script\n", "LocalProcfile:2: x: there is no command './missing/script'"),
         ("web: sleep '1\n", "LocalProcfile:1: web: No closing quotation"),
         ("web: A=1\n", "LocalProcfile:1: web: no command after the colon"),
+        ("web: sleep 1\nw: sh celery -A x worker -P solo\n", "LocalProcfile:2: w: the pool 'solo' can't put back"),
+        ("web: sleep 1\nw: sh celery -A x worker --pool=solo\n", "LocalProcfile:2: w: the pool 'solo' can't put back"),
+        ("web: sleep 1\nw: sh celery -A x worker -B\n", "LocalProcfile:2: w: -B schedules in every worker"),
     ],
 )
 def test_each_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
@@ -35,6 +38,11 @@ def test_each_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, expe
     assert len(found) == 1
     assert found[0].startswith(expected)
     assert "\n" not in found[0]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_the_tested_pools_are_taken(tmp_path: Path, pool: str) -> None:
+    assert mistakes(tmp_path, f"web: sleep 1\nworker: sh celery -A x worker --pool {pool}\n") == []
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
