@@ -37,6 +37,7 @@ class Job(models.Model):
     started = models.DateTimeField(null=True)
     finished = models.DateTimeField(null=True)
     pid = models.IntegerField(null=True)
+    runs = models.IntegerField(db_default=0)
     error = models.CharField(max_length=200, db_default="")
 
     class Meta:
@@ -83,5 +84,6 @@ class Job(models.Model):
             "state": self.state,
             **{name: stamp and stamp.isoformat() for name, stamp in stamps.items()},
             "pid": self.pid,
+            "runs": self.runs,
             "error": self.error or None,
         }

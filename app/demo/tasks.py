@@ -10,6 +10,7 @@ from datetime import timedelta
 from celery import shared_task
 from celery.exceptions import Reject
 from django.db import InterfaceError, OperationalError, connection
+from django.db.models import F
 from django.db.models.functions import Now
 
 from boiler.settings import get
@@ -60,7 +61,7 @@ def cook(job_id: int, kind: str, seconds: float) -> None:
     starts anew.
     """
     started = Job.objects.filter(pk=job_id, state__in=(Job.State.QUEUED, Job.State.RUNNING)).update(
-        state=Job.State.RUNNING, pid=os.getpid(), started=Now()
+        state=Job.State.RUNNING, pid=os.getpid(), started=Now(), runs=F("runs") + 1
     )
     if not started:
         return

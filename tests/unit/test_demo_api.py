@@ -287,6 +287,7 @@ def test_a_job_is_shown_with_all_that_is_known_of_it(client):
         "started": None,
         "finished": None,
         "pid": None,
+        "runs": 0,
         "error": None,
     }
 

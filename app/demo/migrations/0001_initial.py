@@ -39,6 +39,7 @@ class Migration(migrations.Migration):
                 ("started", models.DateTimeField(null=True)),
                 ("finished", models.DateTimeField(null=True)),
                 ("pid", models.IntegerField(null=True)),
+                ("runs", models.IntegerField(db_default=0)),
                 ("error", models.CharField(db_default="", max_length=200)),
             ],
             options={
