@@ -6,18 +6,21 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from boiler import status
 from boiler.settings import ROOT
+from tests.platform import DOCKER, Container, Ending, Limits, Stop, alive
 from tests.wait import wait_for
+
+__all__ = ["Dyno", "alive", "free_port"]
 
 
 def free_port() -> int:
@@ -27,7 +30,10 @@ def free_port() -> int:
 
 
 class Dyno:
-    """Starts the boiler in a folder of its own for sockets and log; `environ` adds settings."""
+    """Starts the boiler in a folder of its own for sockets and log; `environ` adds settings.
+
+    `platform` and `limits` may be set before the start.
+    """
 
     def __init__(self, folder: Path, environ: dict[str, str], root: Path = ROOT) -> None:
         folder.mkdir(parents=True)
@@ -44,7 +50,18 @@ class Dyno:
             "LOG_LEVEL": "info",
             **environ,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.platform = DOCKER
+        self.limits = Limits()
+        self.container: Container | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The dyno's first process."""
+        return self.container and self.container.process
+
+    @process.setter
+    def process(self, process: subprocess.Popen[bytes]) -> None:
+        self.container = Container(process, self.platform)
 
     @property
     def boil(self) -> list[str]:
@@ -63,8 +80,14 @@ class Dyno:
         """Run `boil start` with these words."""
         command = [*self.boil, "start", *words]
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environ, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            self.container = Container.start(
+                command,
+                self.platform,
+                port=self.port,
+                environ=self.environ,
+                cwd=self.root,
+                log=log,
+                limits=self.limits,
             )
         return self
 
@@ -115,23 +138,18 @@ class Dyno:
         return {found["boiler"]["pid"], found["boiler"]["init_pid"]} | {pid for pid in below if pid}
 
     def stop(self, seconds: float = 60) -> int:
-        """SIGTERM to the first process, as Docker does; returns the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        """SIGTERM to the first process, as Docker does, SIGKILL to all after `seconds`; returns the exit code."""
+        return self.cycle(Stop.PID1, seconds).returncode
+
+    def cycle(self, how: Stop | None = None, grace: float | None = None) -> Ending:
+        """Stop the dyno as its platform does, or in another way or with another grace (seconds)."""
+        assert self.container is not None
+        platform = self.container.platform
+        self.container.platform = replace(platform, stop=how or platform.stop, grace=grace or platform.grace)
+        return self.container.stop()
 
     def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        """SIGKILL to every process at once."""
+        if self.container is not None:
+            self.container.close()
         shutil.rmtree(self.runtime, ignore_errors=True)
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those of the processes that still run; a zombie that nobody has reaped yet does not."""
-    found = set()
-    for pid in pids:
-        with suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.add(pid)
-    return found

@@ -1,0 +1,156 @@
+"""Django's settings. What differs between deployments comes from the environment: boiler/settings.py."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import sys
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import dj_database_url
+
+from boiler.settings import ROOT, SettingError, broker, database_url, get
+
+BASE_DIR = ROOT / "app"
+
+# Platforms collect the static files in a build that has neither the secrets nor the database.
+COLLECTING = sys.argv[1:2] == ["collectstatic"]
+NO_KEY = (
+    "DJANGO_SECRET_KEY is not set: take the value that this prints once into the app's configuration or into "
+    ".env: python3 -c 'import secrets; print(secrets.token_urlsafe(50))'"
+)
+
+# gunicorn.py sets BOILER_WEB before it loads the app; the boiler sets BOILER_PROCESS for every inner process.
+WEB = "BOILER_WEB" in os.environ
+COMMAND = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
+PROCESS = os.environ.get("BOILER_PROCESS") or ("web" if WEB else COMMAND)
+
+POSTGRES_OPTIONS: dict[str, Any] = {
+    "application_name": PROCESS,  # pg_stat_activity shows whose connection it is
+    "connect_timeout": 5,
+    # A database host that vanished without a word is noticed after 10 + 3 x 5 s instead of two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # ms; the same for a connection with unsent data
+}
+
+
+def database(url: str) -> dict[str, Any]:
+    """DATABASES["default"] for this process; what the URL's query says goes before our options."""
+    config: dict[str, Any] = {**dj_database_url.parse(url)}
+    options = {**POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
+    if WEB:
+        # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
+        # counted at 32 clients. Few shared ones also go faster.
+        options["pool"] = {"min_size": 1, "max_size": get("DATABASE_POOL"), "timeout": 10, "reconnect_timeout": 2}
+        return {**config, "OPTIONS": options, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True}
+    return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+
+
+try:
+    DEBUG = get("DJANGO_DEBUG")
+    HTTPS = get("DJANGO_HTTPS") and not DEBUG
+    LOG_LEVEL = get("LOG_LEVEL").upper()
+    ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
+    SECRET_KEY = get("DJANGO_SECRET_KEY") or ("only to collect static files" if COLLECTING else "")
+    if not SECRET_KEY:
+        raise SettingError(NO_KEY)
+    DATABASES = {} if COLLECTING else {"default": database(database_url())}
+    BROKER = broker()
+    BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
+    CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")
+except SettingError as error:
+    raise SystemExit(f"error: {error}") from None
+
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "jobs",
+    "demo",
+]
+MIDDLEWARE = [
+    # First: a platform's health check comes by plain http and with a host name of its own.
+    "jobs.health.HealthMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+# --- https: the platform's router ends TLS and says so in X-Forwarded-Proto ---
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+# W005, W021: whether HSTS holds for the subdomains too, and for good, is for the owner of the domain to say.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+
+# --- static files ---
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
+        if DEBUG
+        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    },
+}
+
+# --- logs: one line a record, to stderr; gunicorn's and Celery's as well ---
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"()": "jobs.logs.LineFormatter", "fmt": "%(levelname)s [%(process)d] %(name)s: %(message)s"}
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        "django": {"handlers": [], "level": LOG_LEVEL},
+        "gunicorn.error": {"handlers": ["stderr"], "level": LOG_LEVEL, "propagate": False},
+    },
+}
+
+# --- Celery ---
+CELERY_BROKER_URL = BROKER_URL
+CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = CELERY_EVENT_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_ACKS_LATE = CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_RESULT_EXPIRES = None  # with no results kept, beat has none to clean up
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # for ever: the supervisor can do no more than start it again
+# AMQP gives a job to another worker as soon as the connection is lost: better stop it here than have it
+# run twice at once. Over pgmq a job outlives the connection: jobs/courier.py.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
+CELERY_BEAT_SCHEDULER = "jobs.beat:LeaderScheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5  # seconds
+CELERY_TIMEZONE = TIME_ZONE
+# Celery closes the database connection around every task, 2-10 ms a job, unless this is set.
+CELERY_DB_REUSE_MAX = 1_000_000_000
+if BROKER == "pgmq":
+    # A publisher is nothing but Django's connection: there is none to pool, and a bounded pool of them
+    # would deadlock with the bounded pool of connections. Nor can a failed INSERT be retried in its transaction.
+    CELERY_BROKER_POOL_LIMIT = 0
+    CELERY_TASK_PUBLISH_RETRY = False
+if BROKER == "redis":
+    # A job that its dead worker did not acknowledge comes again after this many seconds.
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30, "socket_connect_timeout": 5}
+    if urlsplit(BROKER_URL).scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(urlsplit(BROKER_URL).query):
+        # Heroku Key-Value Store's certificates are self-signed.
+        CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_NONE}

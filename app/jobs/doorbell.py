@@ -1,0 +1,33 @@
+"""A pipe with which one thread wakes another that waits on files."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+
+class Doorbell:
+    """Readable while it rings. Any thread may ring it, any number of times."""
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self.writer, False)
+
+    def fileno(self) -> int:
+        """What to wait on."""
+        return self._reader
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+        with suppress(BlockingIOError):  # the pipe is full: it rings
+            os.write(self.writer, b"\0")
+
+    def silence(self) -> None:
+        """Stop the ringing."""
+        with suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+
+    def __del__(self) -> None:
+        os.close(self._reader)
+        os.close(self.writer)

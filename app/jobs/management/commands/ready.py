@@ -1,0 +1,57 @@
+"""`manage.py ready`: what the boiler runs before it starts anything that needs the database."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import OperationalError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+from boiler.settings import get
+
+PAUSE = 0.5  # seconds between attempts
+
+
+class Command(BaseCommand):
+    help = "Wait for the database, then make sure that all migrations are applied."
+    requires_system_checks = []  # noqa: RUF012 (Django's own declaration)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--database-only", action="store_true", help="do not look at the migrations")
+
+    def handle(self, *_args: Any, database_only: bool, **_options: Any) -> None:
+        self._wait_for_database(get("DATABASE_WAIT"))
+        if not database_only:
+            self._check_migrations()
+
+    def _wait_for_database(self, seconds: float) -> None:
+        """Wait for at most `seconds`. Raises CommandError with the last reason."""
+        deadline = time.monotonic() + seconds
+        said = False
+        while True:
+            try:
+                connection.ensure_connection()
+                return
+            except OperationalError as error:
+                reason = " ".join(str(error).split())
+            if time.monotonic() >= deadline:
+                raise CommandError(
+                    f"DATABASE_URL: no database after {seconds} s: {reason}: start it or correct the URL"
+                )
+            if not said:
+                self.stdout.write(f"waiting up to {seconds} s for the database: {reason}")
+                said = True
+            time.sleep(PAUSE)
+
+    def _check_migrations(self) -> None:
+        executor = MigrationExecutor(connection)
+        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        if missing:
+            names = ", ".join(f"{migration.app_label}.{migration.name}" for migration, _ in missing[:3])
+            raise CommandError(
+                f"{len(missing)} migrations are not applied ({names}, …): run the release phase, "
+                "`python app/manage.py migrate`, and start again"
+            )
