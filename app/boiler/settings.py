@@ -138,10 +138,19 @@ SETTINGS: dict[str, Setting] = {
             _one_of("gevent", "gthread", "sync"),
         ),
         Setting("WEB_CONNECTIONS", "1000", "connections that one gevent worker holds", _whole(1, 100000)),
+        Setting(
+            "WEB_LINGER", "0", "seconds that the web goes on accepting after SIGTERM, for slow routers", _whole(0, 60)
+        ),
         Setting("WEB_THREADS", "8", "threads of one gthread worker", _whole(1, 1000)),
         Setting("WORKER_CONCURRENCY", "2", "Celery pool children: jobs that run at once", _whole(1, 1000)),
         Setting("DYNO_GRACE", "30", "seconds between the platform's SIGTERM and its SIGKILL", _whole(2, 3600)),
         Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
+        Setting(
+            "JOBS_STARTS",
+            "5",
+            "how often a job is started that kills its worker each time; then it is parked",
+            _whole(1, 1000),
+        ),
         Setting("JOBS_PER_CALL", "1000", "jobs that one call of POST /jobs may bring", _whole(1, 100000)),
         Setting("JOBS_WAITING", "10000", "jobs that may wait before POST /jobs answers 429", _whole(1, 10**9)),
         Setting("JOBS_KEPT", "3600", "seconds that finished demo jobs are kept", _whole(1, 10**9)),

@@ -16,7 +16,7 @@ TRANSPORT_ALIASES["pgmq"] = "jobs.transport:Transport"
 app = Celery("config", task_cls="jobs.queue:TransactionalTask")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-app.steps["worker"].add("jobs.worker:Drain")
+app.steps["worker"].update({"jobs.worker:Drain", "jobs.lease:RedisLease"})
 
 
 @signals.setup_logging.connect

@@ -26,6 +26,10 @@ WEB = "BOILER_WEB" in os.environ
 COMMAND = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
 PROCESS = os.environ.get("BOILER_PROCESS") or ("web" if WEB else COMMAND)
 
+# Celery's gevent pool runs each job in a new greenlet, which would leave its connection to the garbage collector.
+GREENLETS = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_module_patched("socket")
+POOLED = WEB or GREENLETS
+
 POSTGRES_OPTIONS: dict[str, Any] = {
     "application_name": PROCESS,  # pg_stat_activity shows whose connection it is
     "connect_timeout": 5,
@@ -41,12 +45,13 @@ def database(url: str) -> dict[str, Any]:
     """DATABASES["default"] for this process; what the URL's query says goes before our options."""
     config: dict[str, Any] = {**dj_database_url.parse(url)}
     options = {**POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
-    if WEB:
-        # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
-        # counted at 32 clients. Few shared ones also go faster.
-        options["pool"] = {"min_size": 1, "max_size": get("DATABASE_POOL"), "timeout": 10, "reconnect_timeout": 2}
-        return {**config, "OPTIONS": options, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True}
-    return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    if not POOLED:
+        return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
+    # counted at 32 clients. Few shared ones also go faster.
+    size = get("DATABASE_POOL" if WEB else "WORKER_CONCURRENCY")
+    options["pool"] = {"min_size": 1, "max_size": size, "timeout": 10, "reconnect_timeout": 2}
+    return {**config, "OPTIONS": options, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True}
 
 
 try:
@@ -98,12 +103,15 @@ SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 # --- static files ---
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
+# In development, and where nobody ran collectstatic, whitenoise serves the apps' own folders.
+COLLECTED = COLLECTING or (not DEBUG and (STATIC_ROOT / "staticfiles.json").is_file())
+WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
-        if DEBUG
-        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        if COLLECTED
+        else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },
 }
 
@@ -141,16 +149,23 @@ CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
 CELERY_BEAT_SCHEDULER = "jobs.beat:LeaderScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 5  # seconds
 CELERY_TIMEZONE = TIME_ZONE
-# Celery closes the database connection around every task, 2-10 ms a job, unless this is set.
-CELERY_DB_REUSE_MAX = 1_000_000_000
+if not POOLED:
+    # Celery closes the database connection around every task, 2-10 ms a job, unless this is set.
+    CELERY_DB_REUSE_MAX = 1_000_000_000
 if BROKER == "pgmq":
     # A publisher is nothing but Django's connection: there is none to pool, and a bounded pool of them
     # would deadlock with the bounded pool of connections. Nor can a failed INSERT be retried in its transaction.
     CELERY_BROKER_POOL_LIMIT = 0
     CELERY_TASK_PUBLISH_RETRY = False
 if BROKER == "redis":
-    # A job that its dead worker did not acknowledge comes again after this many seconds.
-    CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30, "socket_connect_timeout": 5}
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        # The lease of a job, and how often workers look for ended ones (seconds): jobs/lease.py renews it.
+        "visibility_timeout": 15,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+    }
     if urlsplit(BROKER_URL).scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(urlsplit(BROKER_URL).query):
         # Heroku Key-Value Store's certificates are self-signed.
         CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_NONE}

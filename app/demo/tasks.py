@@ -6,14 +6,17 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-from celery import shared_task
+from celery import Task, shared_task
 from celery.exceptions import Reject
+from celery.signals import task_failure
 from django.db import InterfaceError, OperationalError, connection
 from django.db.models import F
 from django.db.models.functions import Now
 
 from boiler.settings import get
+from jobs.parking import Parked
 
 from .models import Job
 
@@ -82,6 +85,13 @@ def one_line(error: Exception) -> str:
     """The error in the length and the single line that the job has room for."""
     words = f"{type(error).__name__}: {error}".replace("\0", " ").split()
     return " ".join(words)[: Job._meta.get_field("error").max_length]
+
+
+@task_failure.connect
+def record_failure(sender: Task, exception: Exception, args: tuple[Any, ...], **_: Any) -> None:
+    """Record a job that Celery ends without running it: a parked one (jobs/parking.py)."""
+    if sender.name == run.name and isinstance(exception, Parked):
+        finish(args[0], Job.State.FAILED, one_line(exception))
 
 
 @shared_task

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psycopg
@@ -31,7 +31,7 @@ RETRY = 0.5  # seconds between two attempts to reach PostgreSQL
 GOODBYE = 3.0  # seconds for the last acknowledgements
 FETCH = 10  # messages at once if Celery sets no limit
 
-READ = "SELECT msg_id, message::text FROM pgmq.read(%(queue)s, %(lease)s, %(room)s)"
+READ = "SELECT msg_id, read_ct, message::text FROM pgmq.read(%(queue)s, %(lease)s, %(room)s)"
 DELETE = "SELECT pgmq.delete(%(queue)s, %(ids)s::bigint[])"
 PUT_BACK = "SELECT pg_notify(%(channel)s, ''), count(*) FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], 0)"
 EXTEND = "SELECT count(*) FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], %(lease)s)"
@@ -54,12 +54,13 @@ def by_queue(messages: Iterable[Held]) -> dict[str, list[int]]:
     return ids
 
 
-def parse(text: str | None, tag: str) -> dict[str, Any]:
+def parse(text: str | None, tag: str, *, redelivered: bool) -> dict[str, Any]:
     """A message as kombu expects it. Raises ValueError if nothing like Celery wrote it."""
     message = json.loads(text or "null")
     if not isinstance(message, dict) or not isinstance(message.get("properties"), dict):
         raise ValueError("not a message of Celery's")
     message["properties"]["delivery_tag"] = tag
+    message["properties"].setdefault("delivery_info", {})["redelivered"] = redelivered
     return message
 
 
@@ -67,7 +68,7 @@ class Courier:
     """The worker's side of the queue. Its methods return at once and may be called from any thread."""
 
     def __init__(self) -> None:
-        self.limit = 0  # messages to hold at most; 0 for no limit
+        self.limit = 0  # messages to hold before no more are fetched; 0 for no limit
         self._queues: set[str] = set()
         self._inbox: SimpleQueue[tuple[dict[str, Any], str]] = SimpleQueue()
         self._lock = threading.Lock()
@@ -150,7 +151,7 @@ class Courier:
                         reachable = True
                     self._serve(connection)
                 return
-            except psycopg.Error as error:
+            except Exception as error:  # noqa: BLE001 (a worker whose courier is gone would only look alive)
                 if reachable:
                     logger.error("the queue can't be reached, trying again: %s", one_line(error))
                     reachable = False
@@ -158,7 +159,7 @@ class Courier:
                 give_up_at = give_up_at or monotonic() + GOODBYE
                 if monotonic() > give_up_at:
                     return
-            threading.Event().wait(RETRY)
+            sleep(RETRY)
 
     def _serve(self, connection: psycopg.Connection) -> None:
         """Work until closed. Raises psycopg.Error when the connection is lost."""
@@ -237,13 +238,13 @@ class Courier:
         for queue, cursor in reads:
             self._receive(queue, cursor.fetchall(), room)
 
-    def _receive(self, queue: str, rows: list[tuple[int, str]], room: int) -> None:
+    def _receive(self, queue: str, rows: list[tuple[int, int, str]], room: int) -> None:
         self._maybe_more = self._maybe_more or len(rows) >= room
-        for msg_id, text in sorted(rows):
+        for msg_id, deliveries, text in sorted(rows):
             tag = f"{queue}:{msg_id}"
             with self._lock:
                 try:
-                    message = parse(text, tag)
+                    message = parse(text, tag, redelivered=deliveries > 1)
                 except ValueError as error:
                     logger.error("message %s of queue %s goes to its archive: %s", msg_id, queue, error)
                     self._strange.append((queue, msg_id))

@@ -15,6 +15,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kombu.exceptions import OperationalError
 
 from .deadline import Attempt
+from .parking import count_start, forget_starts
 from .transport import count
 
 CHECK = 3.0  # seconds that a check may take
@@ -42,6 +43,16 @@ class TransactionalTask(DjangoTask):
         task_id = task_id or uuid()
         transaction.on_commit(partial(super().apply_async, args, kwargs, task_id=task_id, **options))
         return self.AsyncResult(task_id)
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Raise Parked for a job that killed its worker too often."""
+        super().before_start(task_id, args, kwargs)
+        count_start(self)
+
+    def after_return(self, *outcome: Any) -> None:
+        """The job has ended, well or not: it does not kill its worker."""
+        super().after_return(*outcome)
+        forget_starts(self)
 
     def retry(self, *args: Any, **options: Any) -> Any:
         """Celery's retry. Raises RuntimeError inside `transaction.atomic()`.

@@ -79,16 +79,26 @@ class Drain(bootsteps.StartStopStep):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
         try:
-            connection = worker.consumer.connection
-            if connection is not None:
-                connection.close()  # kombu puts back what is not acknowledged; a broker does it by itself
-        except Exception as error:  # noqa: BLE001 (whatever the broker's driver raises: the lease puts them back)
-            logger.error("jobs that were running come back late, the queue can't be reached: %s", error)
+            put_back(worker)
+        except Exception as error:  # noqa: BLE001 (whatever the drivers raise: the lease puts them back)
+            logger.error("jobs that were running come back late: %s", error)
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         logging.shutdown()
         os._exit(0)
+
+
+def put_back(worker: Any) -> None:
+    """Give the queue back what still runs. Raises what the drivers of the broker and the database raise."""
+    running = [request.id for request in state.active_requests if request.task.acks_late]
+    connection = worker.consumer.connection
+    if connection is not None:
+        connection.close()  # kombu puts back what is not acknowledged; RabbitMQ does it by itself
+    if running:
+        from .parking import uncount_starts  # noqa: PLC0415 (models, which need the apps to be loaded)
+
+        uncount_starts(running)
 
 
 def is_settled(request: Request) -> bool:
