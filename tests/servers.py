@@ -1,15 +1,20 @@
-"""Throwaway servers for the tests: a PostgreSQL of the system's, Redis, RabbitMQ."""
+"""Throwaway servers for the tests: a PostgreSQL of the system's, Redis, RabbitMQ.
+
+Each is a context manager, takes connections inside the `with` block, and can be stopped and started again
+there with its data kept: `with Redis() as redis: … redis.url …`
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
+import amqp
 import psycopg
 
 from tests.dyno import free_port
@@ -17,109 +22,157 @@ from tests.needs import needs
 from tests.wait import wait_for
 
 
-def _as(user: str, argv: list[str]) -> list[str]:
-    """The command as another user if this one is root, which none of the servers likes to be."""
-    if os.geteuid() != 0:
-        return argv
-    return ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--", *argv]
+class Server:
+    """What the servers have in common: a port, a folder, and a process in the foreground."""
+
+    name = ""
+    user = "root"  # as whom root starts it
+    stop_signal = signal.SIGTERM
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="boiler-server-"))
+        if os.geteuid() == 0 and self.user != "root":
+            shutil.chown(self.folder, self.user, self.user)
+        self.environ = dict(os.environ)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        raise NotImplementedError
+
+    def as_user(self, argv: list[str]) -> list[str]:
+        if os.geteuid() != 0 or self.user == "root":
+            return argv
+        return ["setpriv", "--reuid", self.user, "--regid", self.user, "--init-groups", "--", *argv]
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self.as_user(self.command()), env=self.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(self.ready, f"{self.name} takes connections", 90)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(self.stop_signal)
+            self._process.wait(60)
+            self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@contextmanager
-def _folder(user: str) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="boiler-server-"))
-    if os.geteuid() == 0 and user != "root":
-        shutil.chown(folder, user, user)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+class Postgres15(Server):
+    """PostgreSQL 15 over TCP, with an empty database whose owner is no superuser."""
 
+    name = "PostgreSQL"
+    user = "postgres"
+    stop_signal = signal.SIGINT  # clients are cut off instead of waited for
 
-@contextmanager
-def _running(argv: list[str], environ: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        argv, env={**os.environ, **(environ or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
+    def __init__(self, **settings: str) -> None:
+        self.binaries = Path(needs("initdb")).resolve().parent
+        super().__init__()
+        self.settings = settings
 
+    @property
+    def url(self) -> str:
+        return f"postgresql://dyno@127.0.0.1:{self.port}/dyno"
 
-@contextmanager
-def postgres15(**settings: str) -> Iterator[str]:
-    """PostgreSQL 15 over TCP; yields the URL of an empty database whose owner is no superuser."""
-    binaries = Path(needs("initdb")).resolve().parent
-    port = free_port()
-    with _folder("postgres") as folder:
-        data = folder / "data"
-        made = [str(binaries / "initdb"), "-D", str(data), "-U", "super", "--auth=trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run(_as("postgres", made), check=True, capture_output=True)
-        values = {"port": str(port), "unix_socket_directories": str(folder), "fsync": "off", **settings}
+    def command(self) -> list[str]:
+        values = {"port": str(self.port), "unix_socket_directories": str(self.folder), "fsync": "off", **self.settings}
         options = [f"-c{name}={value}" for name, value in values.items()]
-        with _running(_as("postgres", [str(binaries / "postgres"), "-D", str(data), *options])):
+        return [str(self.binaries / "postgres"), "-D", str(self.folder / "data"), *options]
 
-            def connected() -> psycopg.Connection | None:
-                try:
-                    return psycopg.connect(f"postgresql://super@127.0.0.1:{port}/postgres", autocommit=True)
-                except psycopg.OperationalError:
-                    return None
+    def ready(self) -> bool:
+        try:
+            psycopg.connect(f"postgresql://super@127.0.0.1:{self.port}/postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
-            with wait_for(connected, "PostgreSQL takes connections") as connection:
-                connection.execute("create role dyno login")
-                connection.execute("create database dyno owner dyno")
-            yield f"postgresql://dyno@127.0.0.1:{port}/dyno"
-
-
-@contextmanager
-def redis() -> Iterator[str]:
-    """Redis; yields its URL."""
-    program = needs("redis-server")
-    port = free_port()
-    with _running([program, "--port", str(port), "--save", "", "--appendonly", "no"]):
-        ping = ["redis-cli", "-p", str(port), "ping"]
-        wait_for(lambda: b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout, "Redis answers")
-        yield f"redis://127.0.0.1:{port}/0"
+    def __enter__(self) -> Self:
+        made = [str(self.binaries / "initdb"), "-D", str(self.folder / "data"), "-U", "super"]
+        made += ["--auth=trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(self.as_user(made), check=True, capture_output=True)
+        self.start()
+        with psycopg.connect(f"postgresql://super@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
+            connection.execute("create role dyno login")
+            connection.execute("create database dyno owner dyno")
+        return self
 
 
-@contextmanager
-def rabbitmq() -> Iterator[str]:
-    """RabbitMQ; yields its URL. It takes some ten seconds to start."""
-    needs("rabbitmq-server")
-    # Not Debian's wrapper, which becomes the user rabbitmq: where /proc is for root alone, RabbitMQ
-    # does not start as anybody else.
-    program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-    port = free_port()
-    with _folder("root") as folder:
-        environ = {
-            "HOME": str(folder),
-            "RABBITMQ_BASE": str(folder),
-            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-            "RABBITMQ_LOG_BASE": str(folder / "log"),
-            "RABBITMQ_PID_FILE": str(folder / "pid"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
-            "RABBITMQ_NODENAME": f"boiler{port}@localhost",
+class Redis(Server):
+    """Redis, which writes its data to disk when it is stopped."""
+
+    name = "Redis"
+
+    def __init__(self) -> None:
+        self.program = needs("redis-server")
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        return [self.program, "--port", str(self.port), "--dir", str(self.folder), "--save", "3600", "1"]
+
+    def ready(self) -> bool:
+        ping = ["redis-cli", "-p", str(self.port), "ping"]
+        return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout
+
+
+class RabbitMQ(Server):
+    """RabbitMQ; it takes some ten seconds to start."""
+
+    name = "RabbitMQ"
+
+    def __init__(self) -> None:
+        needs("rabbitmq-server")
+        super().__init__()
+        self.environ |= {
+            "HOME": str(self.folder),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_NODENAME": f"boiler{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_START_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(free_port()),
         }
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def command(self) -> list[str]:
+        # Not Debian's wrapper, which becomes the user rabbitmq: where /proc is for root alone, RabbitMQ
+        # does not start as anybody else.
+        return ["/usr/lib/rabbitmq/bin/rabbitmq-server"]
+
+    def ready(self) -> bool:
         try:
-            with _running([program], environ):
-                wait_for(lambda: _speaks_amqp(port), "RabbitMQ takes connections", 90)
-                yield f"amqp://guest:guest@127.0.0.1:{port}//"
-        finally:  # Erlang's name server is a daemon of its own, which RabbitMQ leaves behind
-            subprocess.run(["epmd", "-kill"], env={**os.environ, **environ}, capture_output=True, check=False)
+            with amqp.Connection(f"127.0.0.1:{self.port}", userid="guest", password="guest", connect_timeout=5):
+                return True
+        except (OSError, amqp.AMQPError):
+            return False
 
-
-def _speaks_amqp(port: int) -> bool:
-    import amqp  # noqa: PLC0415 (one of the servers' clients, needed here alone)
-
-    try:
-        with amqp.Connection(f"127.0.0.1:{port}", userid="guest", password="guest", connect_timeout=5):
-            return True
-    except (OSError, amqp.AMQPError):
-        return False
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        # Erlang's name server is a daemon of its own, which RabbitMQ leaves behind.
+        subprocess.run(["epmd", "-kill"], env=self.environ, capture_output=True, check=False)

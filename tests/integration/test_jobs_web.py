@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -103,11 +104,11 @@ def test_the_web_comes_back_after_a_restart_of_postgresql(serve, queue):
     assert [web.get("/sleep/1")[0] for _ in range(8)] == [200] * 8
 
 
-def test_idle_web_processes_hold_one_connection_each(serve, queue):
-    web = serve("config.wsgi", WEB_CONCURRENCY="2", BOILER_PROCESS="front")
-    for _ in range(10):
-        web.get("/healthz")
-    assert 1 <= queue.connections()["front"] <= 4
+def test_the_health_check_makes_do_with_the_pool_s_only_connection(serve, queue):
+    web = serve("config.wsgi", WEB_CONCURRENCY="2", DATABASE_POOL="1", BOILER_PROCESS="front")
+    assert {web.get("/healthz")[0] for _ in range(10)} == {200}
+    assert queue.connections().keys() == {"front"}
+    assert queue.connections()["front"] <= 2
 
 
 def test_there_is_no_control_socket_and_no_access_log(serve, tmp_path):
@@ -121,6 +122,14 @@ def test_an_access_log_can_be_asked_for_as_heroku_does(serve):
     web = serve("config.wsgi", GUNICORN_CMD_ARGS="--access-logfile -")
     web.get("/healthz")
     wait_for(lambda: "GET /healthz" in web.process.log(), "a line of the access log")
+
+
+def test_the_page_has_its_style_without_collectstatic(serve):
+    web = serve("config.wsgi")
+    status, page = web.get("/")
+    style = re.search(r'href="(/static/[^"]+\.css)"', page)
+    assert status == 200
+    assert style and web.get(style[1])[0] == 200
 
 
 def test_https_is_insisted_on_but_not_for_the_health_check(serve):

@@ -68,8 +68,9 @@ def test_an_idle_worker_asks_about_once_a_second(queue, start_worker):
     assert commits() - before <= 20 * own
 
 
-def test_a_worker_takes_one_connection_for_itself_and_one_for_each_child(queue, start_worker, diary):
-    start_worker(WORKER_CONCURRENCY="2")
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_worker_takes_one_connection_for_itself_and_one_for_each_job_at_a_time(pool, queue, start_worker, diary):
+    start_worker(pool, WORKER_CONCURRENCY="2")
     send(queue, diary, *map(str, range(40)), task="touch_database")
     wait_for(lambda: len(diary.entries("end")) == 40, "all jobs done")
     assert queue.connections() == {"worker": 3}
@@ -134,7 +135,7 @@ def test_a_worker_told_to_quit_puts_even_the_running_job_back_at_once(queue, sta
     assert queue.visible() == 1
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_jobs_in_flight_outlive_a_restart_of_postgresql(pool, queue, start_worker, diary):
     worker = start_worker(pool, WORKER_CONCURRENCY="2")
     send(queue, diary, "warm-up", task="touch_database")

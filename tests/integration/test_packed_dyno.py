@@ -110,10 +110,9 @@ def test_every_worker_class_serves_and_takes_jobs(start_dyno: StartDyno, worker_
 
 @pytest.mark.parametrize("name", ["redis", "rabbitmq"])
 def test_another_broker_takes_over_by_its_url(start_dyno: StartDyno, database_url: str, name: str) -> None:
-    with ExitStack() as stack:
-        url = stack.enter_context(getattr(servers, name)())
-        variable = {"redis": "REDIS_URL", "rabbitmq": "AMQP_URL"}[name]
-        dyno = start_dyno(**{variable: url}).wait_until_healthy()
+    server, variable = {"redis": (servers.Redis, "REDIS_URL"), "rabbitmq": (servers.RabbitMQ, "AMQP_URL")}[name]
+    with server() as broker:
+        dyno = start_dyno(**{variable: broker.url}).wait_until_healthy()
         ids = post(dyno, kind="sleep", seconds=0.001, count=1000)
         wait_for(lambda: all_done(dyno, ids), "1,000 jobs are done", 60)
         with psycopg.connect(database_url) as connection:
@@ -123,8 +122,8 @@ def test_another_broker_takes_over_by_its_url(start_dyno: StartDyno, database_ur
 
 
 def test_postgresql_15_with_a_user_without_superuser_rights(tmp_path: Path) -> None:
-    with servers.postgres15() as url:
-        dyno = Dyno(tmp_path / "dyno", {"DATABASE_URL": url})
+    with servers.Postgres15() as server:
+        dyno = Dyno(tmp_path / "dyno", {"DATABASE_URL": server.url})
         try:
             dyno.start("--release").wait_until_healthy()
             ids = post(dyno, kind="sleep", seconds=0.001, count=1000)
@@ -135,8 +134,8 @@ def test_postgresql_15_with_a_user_without_superuser_rights(tmp_path: Path) -> N
 
 
 def test_200_requests_at_once_fit_into_20_database_connections(tmp_path: Path) -> None:
-    with servers.postgres15(max_connections="20", superuser_reserved_connections="0") as url, ExitStack() as stack:
-        dyno = Dyno(tmp_path / "dyno", {"DATABASE_URL": url}).start("--release")
+    with servers.Postgres15(max_connections="20", superuser_reserved_connections="0") as server, ExitStack() as stack:
+        dyno = Dyno(tmp_path / "dyno", {"DATABASE_URL": server.url}).start("--release")
         stack.callback(dyno.kill)
         dyno.wait_until_healthy()
         answers: Counter[int] = Counter()
@@ -148,7 +147,7 @@ def test_200_requests_at_once_fit_into_20_database_connections(tmp_path: Path) -
             answers[status] += 1
 
         post(dyno, kind="sleep", seconds=0.001)
-        counter = stack.enter_context(psycopg.connect(url, autocommit=True))
+        counter = stack.enter_context(psycopg.connect(server.url, autocommit=True))
         sql = "select count(*) from pg_stat_activity where usename = 'dyno' and pid != pg_backend_pid()"
         for _ in range(3):
             threads = [threading.Thread(target=request, args=[number]) for number in range(200)]
