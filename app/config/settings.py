@@ -10,16 +10,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 
-from boiler.settings import ROOT, SettingError, broker, database_url, get
+from boiler.settings import ROOT, SettingError, broker, database_url, get, secret_key
 
 BASE_DIR = ROOT / "app"
 
 # Platforms collect the static files in a build that has neither the secrets nor the database.
 COLLECTING = sys.argv[1:2] == ["collectstatic"]
-NO_KEY = (
-    "DJANGO_SECRET_KEY is not set: take the value that this prints once into the app's configuration or into "
-    ".env: python3 -c 'import secrets; print(secrets.token_urlsafe(50))'"
-)
 
 # gunicorn.py sets BOILER_WEB before it loads the app; the boiler sets BOILER_PROCESS for every inner process.
 WEB = "BOILER_WEB" in os.environ
@@ -59,9 +55,7 @@ try:
     HTTPS = get("DJANGO_HTTPS") and not DEBUG
     LOG_LEVEL = get("LOG_LEVEL").upper()
     ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
-    SECRET_KEY = get("DJANGO_SECRET_KEY") or ("only to collect static files" if COLLECTING else "")
-    if not SECRET_KEY:
-        raise SettingError(NO_KEY)
+    SECRET_KEY = "only to collect static files" if COLLECTING else secret_key()
     DATABASES = {} if COLLECTING else {"default": database(database_url())}
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
