@@ -69,9 +69,9 @@ class Ending:
     """How a stop went.
 
     `returncode` is the first process's exit code, negative for the signal that ended it. `began` is the time
-    of the first signal on time.monotonic()'s clock, `seconds` the time from it to the first process's end.
-    `killed` tells that the grace was not enough, `left_over` what else was alive when the first process had
-    ended or the grace was over: "PID TITLE" of each.
+    of the first signal on time.monotonic()'s clock, `seconds` the time from it to the first process's end or to
+    the end of the grace. `killed` tells that the grace was not enough, `left_over` what else was alive then:
+    "PID TITLE" of each; on Piku, what the SIGKILL did not reach.
     """
 
     returncode: int
@@ -135,7 +135,9 @@ class Container:
     def wait(self, seconds: float) -> bool:
         """Whether the first process has ended, now or within so many seconds."""
         if self.process.poll() is None:
-            select.select([self._pidfd], [], [], max(0.0, seconds))
+            ended = select.poll()
+            ended.register(self._pidfd, select.POLLIN)
+            ended.poll(max(0.0, seconds) * 1000)
         return self.process.poll() is not None
 
     def stop(self) -> Ending:
@@ -146,15 +148,15 @@ class Container:
                 break
             self._terminate()
         killed = not self.wait(began + self.platform.grace - time.monotonic())
-        left_over = self.pids() - {self.process.pid}
-        if killed and self.platform.stop is Stop.GROUP:
-            left_over -= self._kill_group()
-        elif self.platform.stop is not Stop.GROUP:
-            self.kill()
-        assert self.wait(KILL_TIME), "SIGKILL did not end the first process"
         seconds = time.monotonic() - began
-        titles = tuple(f"{pid} {processes.title(pid)}" for pid in sorted(left_over))
-        return Ending(self.process.returncode, began, seconds, killed, titles)
+        others = self.pids() - {self.process.pid}
+        if killed and self.platform.stop is Stop.GROUP:
+            others -= self._kill_group()
+        left_over = tuple(f"{pid} {processes.title(pid)}" for pid in sorted(others))
+        if self.platform.stop is not Stop.GROUP:
+            self.close()
+        assert self.wait(KILL_TIME), "SIGKILL did not end the first process"
+        return Ending(self.process.returncode, began, seconds, killed, left_over)
 
     def kill(self) -> None:
         """SIGKILL to every process of the dyno, until none is left."""
@@ -168,7 +170,7 @@ class Container:
         self.wait(KILL_TIME)
 
     def close(self) -> None:
-        """End what is left and give back what the dyno took."""
+        """End what is left and give back what the dyno took; may be called again."""
         self.kill()
         self._tracker.close()
         if self._pidfd >= 0:
@@ -225,6 +227,8 @@ class Cgroup:
         own = _own_cgroups()
         wanted = [controller for controller, limit in (("memory", limits.memory), ("cpu", limits.cpus)) if limit]
         version_1 = [controller for controller in wanted if controller in own]
+        if "" in own:
+            own[""] = _parent_in_version_2(own[""], set(wanted) - set(version_1))
         to_list = [hierarchy for hierarchy in ("", "memory") if hierarchy in own][:1]
         name = f"dyno-double-{os.urandom(4).hex()}"
         folders: dict[str, Path] = {}
@@ -235,7 +239,12 @@ class Cgroup:
         if not folders:
             return None
         done = [_limit(folders, controller, limits) for controller in wanted]
-        return cls(list(folders.values()), limited=all(done))
+        cgroup = cls(list(folders.values()), limited=all(done))
+        # To make a group and to enter it are two permissions.
+        if subprocess.run([*cgroup.entrance(), "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+            cgroup.close()
+            return None
+        return cgroup
 
     def entrance(self) -> list[str]:
         """The words before a command that make its process enter the group and then become the command."""
@@ -279,6 +288,21 @@ def _own_cgroups() -> dict[str, Path]:
     return found
 
 
+def _parent_in_version_2(own: Path, controllers: set[str]) -> Path:
+    """The nearest group from our own upwards whose children may be limited so; our own if none may.
+
+    Our own may not as long as we are in it ("no internal processes", cgroups(7)).
+    """
+    for folder in (own, *own.parents):
+        try:
+            enabled = (folder / "cgroup.subtree_control").read_text().split()
+        except OSError:
+            break
+        if controllers <= set(enabled):
+            return folder
+    return own
+
+
 def _limit(folders: Mapping[str, Path], controller: str, limits: Limits) -> bool:
     """Set one limit, by version 1 where that has the controller; whether it was possible."""
     period = 100_000  # microseconds
@@ -294,8 +318,6 @@ def _limit(folders: Mapping[str, Path], controller: str, limits: Limits) -> bool
     if folder is None:
         return False
     try:
-        if version == 2:
-            (folder.parent / "cgroup.subtree_control").write_text(f"+{controller}")
         for number, (name, value) in enumerate(files[version, controller].items()):
             if number == 0 or (folder / name).exists():  # a kernel may not account for swap
                 (folder / name).write_text(str(value))

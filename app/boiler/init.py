@@ -45,6 +45,7 @@ def run(supervise: Callable[[int, Groups], int]) -> int:
     supervisor = os.fork()
     if not supervisor:
         os.close(writer)
+        os.setsid()  # Piku kills the whole group at the end of its grace: one of the two must be left to clean up
         processes.become_subreaper()
         set_title("supervisor")
         code = 1
@@ -67,5 +68,7 @@ def run(supervise: Callable[[int, Groups], int]) -> int:
         pid, status = os.wait()
         if pid == supervisor:
             break
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # one that comes while the interpreter ends would be the exit code
     processes.kill_descendants(groups.read())
     return 1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -26,6 +26,7 @@ try:
     bind = f"{get('BIND_ADDRESS')}:{get('PORT')}"
     loglevel = get("LOG_LEVEL")
     grace = get("DYNO_GRACE")
+    get("WEB_LINGER")  # for web_worker.py, which reads it when it is too late to complain
 except SettingError as error:
     raise SystemExit(f"error: {error}") from None
 

@@ -13,9 +13,9 @@ Two classes are weaker in what remains gunicorn's own:
 
 - gthread and sync can't break off a request: the master kills the worker at the end of `graceful_timeout`. After
   `Connection: close` they wait up to 2 s for the client to close its side.
-- sync serves one request at a time, so the backlog is served one after the other until the time is up, and knows
-  no keep-alive: every response closes its connection.
-- gthread holds a client that has sent nothing yet for up to 5 s (DEFAULT_WORKER_DATA_TIMEOUT).
+- A client that has connected and sends nothing is waited for: by gthread for 5 s (DEFAULT_WORKER_DATA_TIMEOUT), by
+  sync until the time is up.
+- sync serves one request at a time, the backlog too, and knows no keep-alive: every response closes its connection.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.workers import ggevent, gthread, sync
 
-from boiler.settings import SETTINGS, get
+from boiler.settings import get
 
 # All times are seconds.
 # Connections are taken at least this long after SIGTERM: where every process of the dyno gets it at once, the
@@ -81,11 +81,6 @@ class QuickExit:
 quick_exit = QuickExit()
 
 
-def linger() -> float:
-    """WEB_LINGER: how long connections are taken after SIGTERM, for routers that still send some."""
-    return get("WEB_LINGER") if "WEB_LINGER" in SETTINGS else float(os.environ.get("WEB_LINGER") or 0)
-
-
 @dataclass(frozen=True)
 class Stopping:
     """When a stopping worker closes the listening socket, and when it gives up; on time.monotonic()'s clock."""
@@ -97,7 +92,7 @@ class Stopping:
     def now(cls, graceful_timeout: float) -> Stopping:
         """From now on; at most half of the time goes into the linger, the rest is for what came in by then."""
         began = time.monotonic()
-        listens = min(max(LISTEN_ON, linger()), graceful_timeout / 2)
+        listens = min(max(LISTEN_ON, get("WEB_LINGER")), graceful_timeout / 2)
         return cls(began + listens, began + graceful_timeout - AHEAD)
 
 

@@ -67,6 +67,24 @@ def test_nothing_is_left_when_the_boiler_is_killed(scratch: Scratch, victim: str
     assert dyno.process.wait(5) != 0
 
 
+def test_nothing_is_left_when_the_boilers_process_group_is_killed(scratch: Scratch) -> None:
+    """As uWSGI does it on Piku when the grace is over."""
+    dyno = scratch(ESCAPES).start()
+    running(dyno, 2)
+    pids = dyno.pids()
+    os.killpg(os.getpgid(dyno.status()["boiler"]["init_pid"]), signal.SIGKILL)
+    wait_for(lambda: not alive(pids), "nothing of the dyno is left", 2)
+
+
+def test_a_stop_signal_that_comes_while_the_boiler_ends_does_not_change_its_exit_code(scratch: Scratch) -> None:
+    for _ in range(3):
+        dyno = scratch(THREE).start()
+        running(dyno)
+        while dyno.process.poll() is None:
+            dyno.process.send_signal(signal.SIGTERM)
+        assert dyno.process.returncode == 0
+
+
 def test_nothing_is_left_where_the_kernel_shows_no_processes(scratch: Scratch, tmp_path: Path) -> None:
     """As on macOS, and for an ordinary user on hosts that hide /proc."""
     dyno = scratch(THREE)
