@@ -9,6 +9,7 @@ The boiler's signals (boiler/drain.py) mean for a worker:
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import signal
@@ -51,7 +52,9 @@ class Drain(bootsteps.StartStopStep):
         """Take SIGQUIT over from Celery, whose cold shutdown loses what gevent runs (measured)."""
 
         def put_back_now(_signal: int, _frame: Any) -> None:
-            threading.Thread(target=self._leave, args=[worker], daemon=True).start()
+            # threading.Thread would wait for the thread's start, which gevent allows no signal handler, and for a
+            # lock that the interrupted code may hold.
+            _thread.start_new_thread(self._leave, (worker,))
 
         signal.signal(signal.SIGQUIT, put_back_now)
         if worker.hub:  # it waits for up to 1.4 s before it looks whether a signal came
