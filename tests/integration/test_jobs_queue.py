@@ -83,10 +83,11 @@ def test_a_queue_without_tables_fails_the_check_with_the_command_that_helps(queu
     assert "run `python app/manage.py migrate`" in call(queue, "from jobs.queue import check\ncheck()").stderr
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=[(servers.Redis, "REDIS_URL"), (servers.RabbitMQ, "AMQP_URL")], ids=["redis", "rabbitmq"])
 def broker(request) -> dict[str, str]:
-    with getattr(servers, request.param)() as url:
-        yield {"REDIS_URL" if request.param == "redis" else "AMQP_URL": url}
+    server, variable = request.param
+    with server() as running:
+        yield {variable: running.url}
 
 
 def test_another_broker_gets_jobs_after_the_commit_and_its_worker_does_them(broker, queue, start_worker, diary):
