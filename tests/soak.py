@@ -61,6 +61,7 @@ SLOTS = 6  # jobs that run at once
 SEED = 20
 # Seconds.
 SHORTER = 5.0  # a job that is so much shorter than the grace is never run twice
+LATE = 1.0  # a request that was sent so soon after the signal was not in flight at it
 AGAIN = 10.0  # from a dyno's start until a job that was put back runs again
 PACE = 0.1  # between two requests of one client
 KEY = "a-key-for-the-soak-alone-0123456789-abcdefghijklmnopqrstuvwxyz"
@@ -185,6 +186,15 @@ class Request:
     status: int = 0
     fault: str = ""
 
+    def came_late(self, stops: list[float]) -> bool:
+        """Whether it was sent within LATE after a stop's signal, and its connection was reset.
+
+        It was not in flight at the signal. A socket that several processes listen on can't be closed without a
+        moment in which the kernel still takes a connection that nobody will serve: WEB_LINGER is for that.
+        """
+        after = min((self.sent - stop for stop in stops if stop < self.sent), default=LATE)
+        return after < LATE and self.fault.startswith(("ConnectionReset", "RemoteDisconnected"))
+
     def told(self, stops: list[float]) -> str:
         """What went wrong, and when, seen from the last of the stops before."""
         before = [stop for stop in stops if stop < self.ended]
@@ -292,7 +302,11 @@ class Load:
         return sum(request.sent <= moment < request.ended for request in self.requests)
 
     def faults(self, stops: list[float]) -> list[str]:
-        return [request.told(stops) for request in self.requests if request.fault]
+        return [request.told(stops) for request in self.requests if request.fault and not request.came_late(stops)]
+
+    def late(self, stops: list[float]) -> int:
+        """Requests that were sent after a signal and found nobody."""
+        return sum(request.came_late(stops) for request in self.requests if request.fault)
 
     def _browse(self, keep: bool, number: int) -> None:
         client = Client(self._port, keep=keep)
@@ -431,6 +445,7 @@ class Result:
     requests: int = 0
     in_flight: int = 0
     faults: list[str] = field(default_factory=list)
+    late: int = 0
 
     def complaints(self) -> list[str]:
         """What must not be: one line each."""
@@ -470,6 +485,7 @@ class Result:
             str(self.requests),
             str(self.in_flight),
             str(len(self.faults)),
+            str(self.late),
             f"{median(seconds):.1f} / {max(seconds):.1f}" if seconds else "-",
             again.replace("inf", "never"),
             " ".join(sorted({str(ending.returncode) for ending in self.endings})),
@@ -492,6 +508,7 @@ HEADS = (
     "requests",
     "in flight at a stop",
     "failed",
+    "sent after the signal, reset",
     "exit after s, median / max",
     "put back runs again after s, max",
     "exit codes",
@@ -666,7 +683,8 @@ class Cycling:
         result.stuck = min(missing, self._broker.messages(self._ledger) if missing else 0)
         result.lost = missing - result.stuck
         result.requests = len(load.requests)
-        result.faults = load.faults([ending.began for ending in result.endings])
+        stops = [ending.began for ending in result.endings]
+        result.faults, result.late = load.faults(stops), load.late(stops)
 
 
 # --- all rows ---

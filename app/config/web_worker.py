@@ -128,8 +128,20 @@ class Connection(gevent.socket.socket):
         self.answering = self.begun = False
         self.since = time.monotonic()
 
+    def _has_unread(self) -> bool:
+        """Whether the kernel has something of the client that the handler has not come to read yet."""
+        with suppress(OSError):  # nothing there, or the client is gone
+            return bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
+
     def close_if_idle(self) -> None:
-        """Let its handler see the end of the stream; a request that is in the kernel's buffer still comes first."""
+        """Let its handler see the end of the stream.
+
+        What is in the kernel's buffer would still be read, but not what follows: on a busy machine a handler comes
+        late to a request whose body arrives in parts, which is then not idle.
+        """
+        if not self.answering and self._has_unread():
+            self.begun, self.since = True, time.monotonic()
         pause = PAUSE if self.begun else QUIET
         if not self.answering and time.monotonic() - self.since >= pause:
             with suppress(OSError):
