@@ -75,6 +75,25 @@ def test_a_job_whose_pool_child_is_killed_runs_again(
     assert [job(dyno, number)["runs"] for number in (first, second)] == [2, 1]
 
 
+def test_a_job_whose_pool_child_the_oom_killer_takes_runs_again(dyno: Dyno) -> None:
+    """The child is moved into a cgroup with next to no memory: the next pages that it writes to end it."""
+    memory = Path("/sys/fs/cgroup/memory")
+    if not os.access(memory / "cgroup.procs", os.W_OK):
+        pytest.skip("makes a cgroup (v1) with a memory limit: needs root on a machine that has them")
+    group = memory / f"boiler-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text("4096")
+        (number,) = post(dyno, kind="sleep", seconds=2)
+        (group / "cgroup.procs").write_text(str(running(dyno, number)["pid"]))
+        wait_done(dyno, number)
+        assert job(dyno, number)["runs"] == 2
+        assert "oom_kill 1" in (group / "memory.oom_control").read_text()
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the cgroup is empty")
+        group.rmdir()
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_a_job_whose_worker_is_killed_runs_again(
     start_dyno: StartDyno, broker_urls: Callable[[str], dict[str, str]], broker: str
