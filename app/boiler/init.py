@@ -11,7 +11,6 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 from . import processes
 from .supervisor import STOP_SIGNALS
@@ -41,7 +40,10 @@ def run(supervise: Callable[[int, Groups], int]) -> int:
     processes.become_subreaper()
     groups = Groups()
     reader, writer = os.pipe()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # Blocked for good and taken by sigwait(): a handler would be reset to the default while the interpreter ends,
+    # and one more SIGTERM then become the exit code.
+    awaited = {*STOP_SIGNALS, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     supervisor = os.fork()
     if not supervisor:
         os.close(writer)
@@ -57,18 +59,19 @@ def run(supervise: Callable[[int, Groups], int]) -> int:
     os.close(reader)
     set_title("init")
 
-    def pass_on(number: int, _frame: object) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(supervisor, number)
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    while True:
-        pid, status = os.wait()
-        if pid == supervisor:
-            break
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # one that comes while the interpreter ends would be the exit code
+    while (status := _reap(supervisor)) is None:
+        number = signal.sigwait(awaited)
+        if number != signal.SIGCHLD:
+            os.kill(supervisor, number)  # not reaped yet, so it is there, if only as a zombie
     processes.kill_descendants(groups.read())
     return 1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _reap(supervisor: int) -> int | None:
+    """Reap everything that has ended, orphans that came to this subreaper too; the supervisor's status if it has."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == supervisor:
+            return status
+        if not pid:
+            return None
