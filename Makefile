@@ -1,7 +1,7 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock
+.PHONY: help run test verify lint lock
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -18,6 +18,10 @@ run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (POR
 test: .venv/installed-dev ## run all the tests
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/python -m pytest $(PYTEST)
+
+verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)
+	@.venv/bin/python -m pytest --confcutdir tests/verify -p no:cacheprovider -p no:django \
+		--quiet --no-header --no-summary tests/verify
 
 lint: .venv/installed-dev ## check the code's style
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .

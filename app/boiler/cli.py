@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run one command; returns the exit code. Mistakes are printed to stderr, one line each."""
     arguments = _parser().parse_args(argv)
     try:
-        _complete_environment(os.environ)
+        complete_environment(os.environ)
         return arguments.run(arguments)
     except CommandError as error:
         lines = error.args
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complete_environment(environ: MutableMapping[str, str]) -> None:
+def complete_environment(environ: MutableMapping[str, str]) -> None:
     """Add what .env says and is not set, and put this Python's programs first on PATH."""
     dotenv = ROOT / ".env"
     if dotenv.is_file():

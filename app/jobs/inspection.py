@@ -38,6 +38,7 @@ def inspect(*, visit: bool) -> dict[str, Any]:
     trip = start_round_trip()
     document = {
         "dyno": dyno(),
+        "port": get("PORT"),
         "settings": django_settings(),
         "fingerprint": key_fingerprint(settings.SECRET_KEY),
         "database": database(),
