@@ -112,6 +112,12 @@ SETTINGS: dict[str, Setting] = {
         Setting("DATABASE_POOL", "4", "database connections of one gunicorn worker", _whole(1, 100)),
         Setting("DATABASE_WAIT", "30", "seconds to wait at start for a database that is starting", _whole(0, 3600)),
         Setting(
+            "RELEASE_AT_START",
+            "0",
+            "1 where no release phase comes before the start: the dyno runs Procfile's `release` line itself",
+            _switch,
+        ),
+        Setting(
             "REDIS_URL",
             "",
             "a Redis that carries the queue instead of PostgreSQL",
