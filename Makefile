@@ -1,7 +1,8 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock deploy-heroku destroy-heroku bench-compare
+# Every target with a `##` text: commands, not files.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' Makefile)
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -10,7 +11,7 @@ FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3;
 	echo "make: no Python from 3.11 on with venv found: install python3 and python3-venv" >&2; exit 1
 
 help: ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (PORT=… for another port)
 	@exec app/boil start --release
