@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run one command; returns the exit code. Mistakes are printed to stderr, one line each."""
     arguments = _parser().parse_args(argv)
     try:
-        _complete_environment(os.environ)
+        complete_environment(os.environ)
         return arguments.run(arguments)
     except CommandError as error:
         lines = error.args
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status, "show what runs").add_argument("--json", action="store_true", help="as JSON")
     add("restart", _restart, "stop and start one process").add_argument("name", metavar="NAME")
     add("stop", _stop, "stop the dyno, jobs and requests in flight first")
+    add("inspect", _inspect, "look into the running dyno and send jobs round, as `make verify` does; JSON")
     add("check", _check, "report every mistake in the files and settings; start nothing")
     release = add("release", _release, "run the release command, unless RELEASE_AT_START leaves it to the dyno's start")
     release.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complete_environment(environ: MutableMapping[str, str]) -> None:
+def complete_environment(environ: MutableMapping[str, str]) -> None:
     """Add what .env says and is not set, and put this Python's programs first on PATH."""
     dotenv = ROOT / ".env"
     if dotenv.is_file():
@@ -102,6 +104,7 @@ def _start(arguments: argparse.Namespace) -> int:
     _lock(folder)
     os.environ["PORT"] = str(settings.get("PORT"))
     os.environ["BOILER_STATUS"] = str(folder / "status")
+    os.environ["STATUS_TOKEN"] = settings.get("STATUS_TOKEN") or secrets.token_urlsafe(32)
     embedded = None if settings.get("DATABASE_URL") else _embedded()
     # Of dynos that share a database, the one with the web process migrates it.
     inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
@@ -113,6 +116,7 @@ def _start(arguments: argparse.Namespace) -> int:
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
+            only=arguments.names,
             note_groups=groups.write,
             database_ready=embedded.serves if embedded else lambda: True,
         )
@@ -216,6 +220,12 @@ def _status_lines(answer: dict[str, Any]) -> list[str]:
             for child in one["children"]
         ]
     return lines
+
+
+def _inspect(_arguments: argparse.Namespace) -> int:
+    """Look with the running dyno's own environment: a shell in the dyno may have none of it (Heroku's has not)."""
+    environ = _ask({"command": "environment"})["environment"]
+    return subprocess.run([sys.executable, "app/manage.py", "inspect"], cwd=ROOT, env=environ, check=False).returncode
 
 
 def _restart(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def become_subreaper() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _stat(pid: str) -> tuple[str, int] | None:
+def stat(pid: str) -> tuple[str, int] | None:
     """A process's state letter and its parent's pid; None if it is gone."""
     try:
         text = (PROC / pid / "stat").read_text()
@@ -38,8 +38,8 @@ def children() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     with suppress(OSError):  # no /proc on macOS, and some hosts keep it from ordinary users
         for name in os.listdir(PROC):  # noqa: PTH208 (a Path for each of them is four times slower)
-            if name.isdecimal() and (stat := _stat(name)) and stat[0] != "Z":
-                found.setdefault(stat[1], []).append(int(name))
+            if name.isdecimal() and (found_stat := stat(name)) and found_stat[0] != "Z":
+                found.setdefault(found_stat[1], []).append(int(name))
     return found
 
 

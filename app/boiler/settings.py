@@ -7,6 +7,7 @@ value means the same to each of them. The table in README.md lists the same name
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -159,7 +160,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "STATUS_TOKEN",
             "",
-            "bearer token of `/statusz`, by which `make verify` looks into the dyno over HTTP",
+            "bearer token of `/statusz`, by which `make verify` looks into the dyno; made anew at each start if unset",
             _token,
             secret=True,
         ),
@@ -207,6 +208,11 @@ def secret_key(environ: Mapping[str, str] | None = None) -> str:
             """python3 -c "import secrets; print(secrets.token_urlsafe(50))" """.rstrip()
         )
     return key
+
+
+def key_fingerprint(key: str) -> str:
+    """Eight letters by which two dynos tell whether they have the same secret key; they give nothing of it away."""
+    return hmac.new(key.encode(), b"double boiler: fingerprint", hashlib.sha256).hexdigest()[:8]
 
 
 def runtime_dir(environ: Mapping[str, str] | None = None) -> Path:
