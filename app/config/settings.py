@@ -61,6 +61,7 @@ try:
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
     CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")
+    CELERY_WORKER_MAX_MEMORY_PER_CHILD = get("WORKER_CHILD_MEMORY") * 1024  # KB
 except SettingError as error:
     raise SystemExit(f"error: {error}") from None
 
