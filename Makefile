@@ -1,7 +1,7 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock
+.PHONY: help run test lint lock bench-compare
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -18,6 +18,9 @@ run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (POR
 test: .venv/installed-dev ## run all the tests
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/python -m pytest $(PYTEST)
+
+bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
+	@.venv/bin/python -m tests.bench.compare $(BENCH)
 
 lint: .venv/installed-dev ## check the code's style
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .

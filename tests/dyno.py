@@ -78,7 +78,10 @@ class Dyno:
 
     def start(self, *words: str) -> Dyno:
         """Run `boil start` with these words."""
-        command = [*self.boil, "start", *words]
+        return self.launch([*self.boil, "start", *words])
+
+    def launch(self, command: list[str]) -> Dyno:
+        """Run any command as the dyno's first process."""
         with self.log_file.open("ab") as log:
             self.container = Container.start(
                 command,

@@ -7,6 +7,7 @@ from . import views
 app_name = "demo"
 urlpatterns = [
     path("", views.Page.as_view(), name="page"),
+    path("hello", views.hello, name="hello"),
     path("jobs", views.Jobs.as_view(), name="jobs"),
     path("jobs/<str:text>", views.OneJob.as_view(), name="job"),
     path("status", views.Status.as_view(), name="status"),

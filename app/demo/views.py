@@ -116,6 +116,11 @@ class Status(Api):
             raise Refusal(503, "The boiler doesn't answer: try again in some seconds.", 5) from None
 
 
+def hello(_request: HttpRequest) -> HttpResponse:
+    """`GET /hello`: what a request costs that needs neither the database nor the queue."""
+    return HttpResponse("hello\n", content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
 class Page(View):
     """`GET /` shows the dyno and the latest jobs; `POST /` orders one without JavaScript."""
 
