@@ -134,10 +134,14 @@ class Now(Api):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         """What has happened since `?after=`, which the frame before told."""
-        try:
-            after = float(request.GET["after"]) if "after" in request.GET else None
-        except ValueError:
-            raise Refusal(400, "after must be the number of the answer before.") from None
+        after = None
+        if "after" in request.GET:
+            try:
+                after = float(request.GET["after"])
+            except ValueError:
+                after = -1.0
+            if not 0 <= after < 1e10:
+                raise Refusal(400, "after must be the number that the answer before had.")
         return answer(live.Look(after).frame())
 
 
