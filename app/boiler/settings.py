@@ -183,6 +183,7 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("JOBS_PER_CALL", "1000", "jobs that one call of POST /jobs may bring", _whole(1, 100000)),
         Setting("JOBS_WAITING", "10000", "jobs that may wait before POST /jobs answers 429", _whole(1, 10**9)),
+        Setting("BENCH_PAUSE", "60", "seconds between two benchmarks that visitors may run", _whole(0, 86400)),
         Setting("JOBS_KEPT", "3600", "seconds that finished demo jobs are kept", _whole(1, 10**9)),
         Setting(
             "LOG_LEVEL",

@@ -48,6 +48,7 @@ class Job(models.Model):
             # finished jobs, and pruning among many queued ones.
             models.Index("id", name="demo_job_queued", condition=models.Q(state="queued")),
             models.Index("finished", name="demo_job_finished", condition=models.Q(finished__isnull=False)),
+            models.Index("id", name="demo_job_running", condition=models.Q(state="running")),
         )
 
     def __str__(self) -> str:
@@ -93,3 +94,12 @@ class Job(models.Model):
             "runs": self.runs,
             "error": self.error or None,
         }
+
+
+class Bench(models.Model):
+    """The last benchmark that a visitor ran: when it began."""
+
+    began = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"benchmark of {self.began}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerError
 
@@ -20,6 +20,7 @@ from jobs.together import Together
 from .models import Job
 from .tasks import run
 
+UNREACHABLE = (OperationalError, InterfaceError, BrokerError)  # the database or the broker
 MAX_SECONDS = 60
 EXAMPLE = '{"kind": "sleep", "seconds": 0.1, "count": 3}'
 # The advisory lock of the calls that bring many jobs: any number that nothing else here uses.
