@@ -1,7 +1,7 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock
+.PHONY: help run test lint lock deploy-heroku destroy-heroku
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -27,6 +27,18 @@ lock: .venv/installed-dev ## pin the dependencies of pyproject.toml anew
 		--no-emit-index-url pyproject.toml --upgrade --output-file requirements.txt
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --group dev --constraint requirements.txt --upgrade --output-file tests/requirements.txt
+
+deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= DIRTY=1; CHECK=1 only shows what would change)
+	@$(PLAY) deploy/heroku.yml
+
+destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
+	@$(PLAY) deploy/heroku-destroy.yml
+
+# Runs a playbook for the deployment APP. Other variables given to make override the inventory's.
+PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONFIG=deploy/ansible.cfg \
+	.venv/bin/ansible-playbook $(if $(CHECK),--check --diff) --extra-vars "deployment=$$APP" \
+	$(if $(HOST),--extra-vars "host=$$HOST") $(if $(REGION),--extra-vars "region=$$REGION") \
+	$(if $(SIZE),--extra-vars "size=$$SIZE") $(if $(DIRTY),--extra-vars dirty=true)
 
 .venv/bin/python:
 	@python=$$($(FIND_PYTHON)) && echo "Making .venv with $$("$$python" --version)" && "$$python" -m venv --clear .venv
