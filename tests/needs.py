@@ -17,3 +17,13 @@ def needs(program: str) -> str:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def needs_root(what: str) -> None:
+    """Skip the test with the reason where this is an ordinary user, fail in CI."""
+    if os.geteuid() == 0:
+        return
+    reason = f"{what}: needs root"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add("restart", _restart, "stop and start one process").add_argument("name", metavar="NAME")
     add("stop", _stop, "stop the dyno, jobs and requests in flight first")
     add("check", _check, "report every mistake in the files and settings; start nothing")
+    release = add("release", _release, "run the release command, unless RELEASE_AT_START leaves it to the dyno's start")
+    release.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
     once = add("run", _run, "run one command in the dyno's environment")
     once.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
     return parser
@@ -101,7 +103,8 @@ def _start(arguments: argparse.Namespace) -> int:
     os.environ["PORT"] = str(settings.get("PORT"))
     os.environ["BOILER_STATUS"] = str(folder / "status")
     embedded = None if settings.get("DATABASE_URL") else _embedded()
-    inners = _inners(entries, embedded, release=arguments.release)
+    # Of dynos that share a database, the one with the web process migrates it.
+    inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
 
     def supervise(pipe: int, groups: init.Groups) -> int:
         supervisor = Supervisor(
@@ -160,7 +163,7 @@ def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release
         line = _release_line()
         if not embedded:
             inners.append(Inner(Entry("ready", f"{ready} --database-only"), environ, Kind.ONCE))
-        inners.append(Inner(line, environ, Kind.ONCE))
+        inners.append(Inner(line, {**environ, "RELEASE_AT_START": "0"}, Kind.ONCE))
     else:
         inners.append(Inner(Entry("ready", ready), environ, Kind.ONCE))
     return inners + [Inner(entry, environ) for entry in entries]
@@ -171,7 +174,7 @@ def _release_line() -> Entry:
     for entry in entries:
         if entry.name == "release":
             return entry
-    raise CommandError("Procfile: no `release`: add the line `release: python app/manage.py migrate`")
+    raise CommandError("Procfile: no `release`: add the line `release: app/boil release python app/manage.py migrate`")
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +235,16 @@ def _stop(_arguments: argparse.Namespace) -> int:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the dyno holds it until nothing of it is left
     print("stopped")
     return 0
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    """Run Procfile's release command; on a platform that calls it after the start, leave it to the dyno."""
+    if not arguments.command:
+        raise CommandError("name the command to run: app/boil release python app/manage.py migrate")
+    if settings.get("RELEASE_AT_START"):
+        print("RELEASE_AT_START=1: the dyno runs this at its start")
+        return 0
+    return _call(arguments.command)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -60,6 +60,12 @@ def _switch(text: str) -> bool:
     return _one_of("0", "1")(text) == "1"
 
 
+def _token(text: str) -> str:
+    if 0 < len(text) < 32:
+        raise ValueError("must have at least 32 characters, which nobody can guess")
+    return text
+
+
 def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
 
@@ -106,6 +112,12 @@ SETTINGS: dict[str, Setting] = {
         Setting("DATABASE_POOL", "4", "database connections of one gunicorn worker", _whole(1, 100)),
         Setting("DATABASE_WAIT", "30", "seconds to wait at start for a database that is starting", _whole(0, 3600)),
         Setting(
+            "RELEASE_AT_START",
+            "0",
+            "1 where no release phase comes before the start: the dyno runs Procfile's `release` line itself",
+            _switch,
+        ),
+        Setting(
             "REDIS_URL",
             "",
             "a Redis that carries the queue instead of PostgreSQL",
@@ -144,6 +156,13 @@ SETTINGS: dict[str, Setting] = {
         Setting("WEB_THREADS", "8", "threads of one gthread worker", _whole(1, 1000)),
         Setting("WORKER_CONCURRENCY", "2", "Celery pool children: jobs that run at once", _whole(1, 1000)),
         Setting("DYNO_GRACE", "30", "seconds between the platform's SIGTERM and its SIGKILL", _whole(2, 3600)),
+        Setting(
+            "STATUS_TOKEN",
+            "",
+            "bearer token of `/statusz`, by which `make verify` looks into the dyno over HTTP",
+            _token,
+            secret=True,
+        ),
         Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
         Setting(
             "JOBS_STARTS",

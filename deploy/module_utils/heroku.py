@@ -160,15 +160,16 @@ def safe_url(url: str, what: str) -> str:
     raise HerokuError(f"{what}: {url}: must begin with https://; http:// is for 127.0.0.1 alone")
 
 
-def run_module(
-    arguments: dict[str, Any], work: Callable[[dict[str, Any], Heroku, bool], dict[str, Any]], **options: Any
-) -> None:
+def run_module(arguments: dict[str, Any], work: Callable[[dict[str, Any], Heroku, bool], dict[str, Any]]) -> None:
     """Be an Ansible module: `work(parameters, api, check)` returns the result; its errors end in one line."""
-    module = AnsibleModule(arguments, supports_check_mode=True, **options)
+    module = AnsibleModule(arguments, supports_check_mode=True)
     try:
-        module.exit_json(**work(module.params, Heroku.from_environment(), module.check_mode))
+        result = work(module.params, Heroku.from_environment(), module.check_mode)
     except HerokuError as error:
         module.fail_json(msg=str(error))
+    if warning := result.pop("warning", ""):
+        module.warn(warning)
+    module.exit_json(**result)
 
 
 def read(api: Heroku, path: str, *, check: bool, otherwise: Any, **headers: str) -> Any:

@@ -3,7 +3,3 @@
 It imitates what Heroku's documentation, its published API schema and its Python buildpack say; each file names its
 source. `python -m tests.heroku` starts one by hand and prints how to use it.
 """
-
-from tests.heroku.api import Double
-
-__all__ = ["Double"]

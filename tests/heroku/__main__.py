@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
-from boiler.postgres import Embedded
-from tests.heroku import Double
+APP = Path(__file__).parents[2] / "app"
+if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
+    sys.path.insert(0, str(APP))
+
+from boiler.postgres import Embedded  # noqa: E402
+from tests.heroku.api import Double  # noqa: E402
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ class Router(ThreadingHTTPServer):
         self.ports = ports
         super().__init__(("127.0.0.1", 0), _Forward)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
 
 
 class _Forward(BaseHTTPRequestHandler):

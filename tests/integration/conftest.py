@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests import docker
 from tests.jobs import TASKS, WORKER, Diary, Process, Queue, migrate, url_of
 
 
@@ -64,3 +65,10 @@ def start_worker(start: Callable[..., Process]) -> Callable[..., Process]:
 @pytest.fixture
 def diary(tmp_path: Path) -> Diary:
     return Diary(tmp_path / "diary")
+
+
+@pytest.fixture(scope="session")
+def app_image() -> Iterator[str]:
+    """The tag of a Docker image of this checkout; Docker's engine runs as long as the tests do."""
+    with docker.engine():
+        yield docker.app_image()

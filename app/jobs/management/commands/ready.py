@@ -53,5 +53,5 @@ class Command(BaseCommand):
             names = ", ".join(f"{migration.app_label}.{migration.name}" for migration, _ in missing[:3])
             raise CommandError(
                 f"{len(missing)} migrations are not applied ({names}, …): run the release phase, "
-                "`python app/manage.py migrate`, and start again"
+                "`python app/manage.py migrate`, or set RELEASE_AT_START=1, and start again"
             )
