@@ -256,6 +256,10 @@ class App:
         thread.start()
         self._stopping.append(thread)
 
+    def stopping(self) -> bool:
+        """Whether a dyno is on its way out."""
+        return any(thread.is_alive() for thread in self._stopping)
+
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 

@@ -6,6 +6,7 @@ import http.client
 import os
 import pty
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from boiler import processes
 from boiler.settings import ROOT
 from tests.dyno import Dyno
 from tests.heroku.api import Double, Fault
@@ -27,7 +29,7 @@ from tests.wait import wait_for
 # A build installs all packages once for each user of this machine, and a deployment starts real dynos.
 pytestmark = pytest.mark.timeout(600)
 
-SECRET = "hunter2-of-the-inventory"
+SECRET = secrets.token_hex(12)
 INVENTORY = """
 heroku:
   hosts:
@@ -52,6 +54,7 @@ class Clone:
         self.git("init", "--quiet")
         (root / ".git" / "info" / "exclude").write_text("/.venv\n")
         self.write_inventory("info")
+        self.first = self.commit()
 
     def git(self, *words: str) -> str:
         settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
@@ -63,9 +66,8 @@ class Clone:
         self.git("commit", "--quiet", "--message", "A change")
         return self.git("rev-parse", "HEAD")
 
-    def write_inventory(self, level: str) -> str:
+    def write_inventory(self, level: str) -> None:
         (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level))
-        return self.commit()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -151,15 +153,33 @@ def double(postgres: str, heroku_cache: Path) -> Iterator[Double]:
 
 @pytest.fixture
 def clone(double: Double, tmp_path: Path) -> Clone:
+    """A checkout that was never deployed, and an empty Heroku."""
     return Clone(tmp_path / "a clone", double)
 
 
+@pytest.fixture(scope="module")
+def shop(postgres: str, heroku_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    with Double(postgres, heroku_cache) as double:
+        yield Clone(tmp_path_factory.mktemp("shop") / "a clone", double)
+        assert double.violations == []
+
+
 @pytest.fixture
-def app(clone: Clone) -> App:
-    """The app shop, deployed; what is asked of the double counts from here."""
-    clone.deploy()
-    clone.double.requests.clear()
-    return clone.double.apps["shop"]
+def deployed(shop: Clone) -> Clone:
+    """A checkout that is deployed as it is; what is asked of the double counts from here."""
+    shop.git("reset", "--quiet", "--hard", shop.first)
+    shop.git("clean", "--quiet", "--force", "-d")
+    shop.deploy()
+    app = shop.double.apps["shop"]
+    wait_for(lambda: not app.stopping(), "no dyno of the test before is left", 60)
+    app.endings.clear()
+    shop.double.requests.clear()
+    return shop
+
+
+@pytest.fixture
+def app(deployed: Clone) -> App:
+    return deployed.double.apps["shop"]
 
 
 def current(app: App) -> int:
@@ -194,59 +214,65 @@ def test_the_first_deployment_ends_with_a_healthy_app_and_the_second_changes_not
     assert app.config == config
 
 
-def test_one_changed_config_value_is_one_patch_and_jobs_in_flight_are_done_afterwards(clone: Clone, app: App) -> None:
+def test_one_changed_config_value_is_one_patch(deployed: Clone, app: App) -> None:
+    deployed.write_inventory("warning")  # deploy/ is for this side alone: nothing to commit, nothing to build
+    deployed.deploy()
+    assert deployed.double.changes() == ["PATCH /apps/shop/config-vars"]
+    assert app.config["LOG_LEVEL"] == "warning"
+
+
+def test_jobs_in_flight_at_a_deployment_are_done_afterwards(deployed: Clone, app: App) -> None:
     visitor = Visitor(app)
     ids = visitor.jobs(kind="sleep", seconds=4, count=4)
-    clone.write_inventory("warning")
-    clone.git("commit", "--quiet", "--amend", "--allow-empty", "--message", "The inventory alone")
-    # The inventory is part of the checkout, so its change is a new commit, which is built as well.
-    clone.deploy()
-    assert clone.double.changes().count("PATCH /apps/shop/config-vars") == 1
-    assert {one.partition(" /")[0] for one in clone.double.changes()} == {"PATCH", "POST"}
-    assert app.config["LOG_LEVEL"] == "warning"
-    wait_for(lambda: set(visitor.states(ids)) == {"done"}, "the jobs that were running are done", 60)
+    wait_for(lambda: "running" in visitor.states(ids), "a job runs")
+    (deployed.root / "README.md").write_text("Another commit.\n")
+    deployed.write_inventory("warning")
+    deployed.commit()
+    deployed.deploy()
+    wait_for(lambda: set(visitor.states(ids)) == {"done"}, "all jobs are done", 60)
     wait_for(lambda: len(app.endings) == 2, "both restarts have ended the old dyno", 60)
     assert not any(ending.killed for ending in app.endings)
 
 
-def test_check_mode_shows_names_and_changes_nothing(clone: Clone, app: App) -> None:
-    (clone.root / "README.md").write_text("Another commit.\n")
-    head = clone.write_inventory("warning")
-    output = clone.deploy("CHECK=1", "SIZE=standard-2x")
+def test_check_mode_shows_names_and_changes_nothing(deployed: Clone, app: App) -> None:
+    (deployed.root / "README.md").write_text("Another commit.\n")
+    deployed.write_inventory("warning")
+    head = deployed.commit()
+    output = deployed.deploy("CHECK=1", "SIZE=standard-2x")
     assert "+LOG_LEVEL: set anew" in output
     assert f"+{head}" in output
     assert "+web: 1 x standard-2x" in output
     assert SECRET not in output
-    assert clone.double.changes() == []
+    assert deployed.double.changes() == []
 
 
-def test_uncommitted_changes_are_named_and_refused_unless_dirty(clone: Clone, app: App) -> None:
-    (clone.root / "README.md").write_text("Not committed.\n")
-    (clone.root / "new.txt").write_text("New.\n")
-    refused = clone.make("deploy-heroku", "APP=shop")
+def test_uncommitted_changes_are_named_and_refused_unless_dirty(deployed: Clone, app: App) -> None:
+    (deployed.root / "README.md").write_text("Not committed.\n")
+    (deployed.root / "new.txt").write_text("New.\n")
+    refused = deployed.make("deploy-heroku", "APP=shop")
     assert refused.returncode != 0
     assert "not committed, so it would not be deployed: README.md, new.txt" in refused.stderr
-    assert clone.double.requests == []
-    clone.deploy("DIRTY=1")
-    assert clone.double.changes() == []
+    assert deployed.double.requests == []
+    deployed.deploy("DIRTY=1")
+    assert deployed.double.changes() == []
 
 
-def test_a_failed_build_or_release_leaves_the_old_one_serving(clone: Clone, app: App) -> None:
+def test_a_failed_build_or_release_leaves_the_old_one_serving(deployed: Clone, app: App) -> None:
     visitor, before = Visitor(app), current(app)
     with visitor.browsing():
-        settings = clone.root / "app" / "config" / "settings.py"
+        settings = deployed.root / "app" / "config" / "settings.py"
         good = settings.read_text()
         settings.write_text(good + "\nimport nonsense_that_is_nowhere\n")
-        clone.commit()
-        failed = clone.make("deploy-heroku", "APP=shop")
+        deployed.commit()
+        failed = deployed.make("deploy-heroku", "APP=shop")
         assert failed.returncode != 0
         assert "No module named 'nonsense_that_is_nowhere'" in failed.stdout
         assert "the build failed: the release before goes on running" in failed.stderr
         settings.write_text(good)
 
-        (clone.root / "Procfile").write_text("web: app/boil start\nrelease: python app/manage.py nonsense\n")
-        clone.commit()
-        failed = clone.make("deploy-heroku", "APP=shop")
+        (deployed.root / "Procfile").write_text("web: app/boil start\nrelease: python app/manage.py nonsense\n")
+        deployed.commit()
+        failed = deployed.make("deploy-heroku", "APP=shop")
         assert failed.returncode != 0
         assert "Unknown command: 'nonsense'" in failed.stdout
         assert "failed: the one before goes on running" in failed.stderr
@@ -256,13 +282,50 @@ def test_a_failed_build_or_release_leaves_the_old_one_serving(clone: Clone, app:
     assert len(app.endings) == 0
 
 
-def test_a_dyno_that_does_not_start_ends_the_deployment_with_its_state(clone: Clone, app: App) -> None:
-    (clone.root / "LocalProcfile").write_text("web: nonsense\n")
-    clone.commit()
-    failed = clone.make("deploy-heroku", "APP=shop")
+def test_a_dyno_that_does_not_start_ends_the_deployment_with_its_state(deployed: Clone, app: App) -> None:
+    (deployed.root / "LocalProcfile").write_text("web: nonsense\n")
+    deployed.commit()
+    failed = deployed.make("deploy-heroku", "APP=shop")
     assert failed.returncode != 0
     assert "web.1 is crashed" in failed.stderr
     assert "heroku logs" in failed.stderr
+
+
+def test_scaled_out_and_in_again_no_job_is_lost(deployed: Clone, app: App) -> None:
+    visitor = Visitor(app)
+
+    def scale(which: str) -> str:
+        done = deployed.make(which, "TARGET=heroku", "APP=shop")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def inner_processes() -> dict[str, set[str]]:
+        """For each dyno the names of the inner processes in it, as their titles tell."""
+        return {
+            dyno.name: {
+                title.partition(":")[0]
+                for title in map(processes.title, dyno.container.pids())
+                if re.match(r"(web|worker|beat): ", title)
+            }
+            for dyno in app.dynos
+        }
+
+    ids = visitor.jobs(kind="sleep", seconds=1, count=8)
+    scale("scale-out")
+    apart = {"web.1": {"web"}, "worker.1": {"worker"}, "beat.1": {"beat"}}
+    wait_for(lambda: inner_processes() == apart, "each process has a dyno of its own", 60)
+    ids += visitor.jobs(kind="sleep", seconds=1, count=8)
+    deployed.double.requests.clear()
+    assert "changed=0" in scale("scale-out")
+    deployed.deploy()
+    assert deployed.double.changes() == [], "a deployment leaves it scaled out"
+
+    scale("scale-in")
+    packed = {"web.1": {"web", "worker", "beat"}}
+    wait_for(lambda: inner_processes() == packed, "one packed dyno runs everything", 60)
+    wait_for(lambda: set(visitor.states(ids)) == {"done"}, "all jobs are done", 120)
+    wait_for(lambda: not app.stopping(), "the old dynos have ended", 60)
+    assert not any(ending.killed for ending in app.endings)
 
 
 def test_a_cut_connection_to_the_build_output_goes_on_where_it_was(clone: Clone) -> None:
@@ -303,13 +366,13 @@ def test_no_secret_is_printed_or_on_a_command_line(clone: Clone) -> None:
         done.set()
         thread.join()
     config = clone.double.apps["shop"].config
-    secrets = [
+    hidden = [
         SECRET,
         clone.double.key,
         *(config[name] for name in ("DJANGO_SECRET_KEY", "STATUS_TOKEN", "DATABASE_URL")),
     ]
     assert any(b"ansible-playbook" in line for line in seen)
-    for secret in secrets:
+    for secret in hidden:
         assert secret not in output
         assert not any(secret.encode() in line for line in seen)
         grep = subprocess.run(["grep", "-rlF", secret, str(clone.root)], capture_output=True, text=True, check=False)
