@@ -22,6 +22,9 @@ test: .venv/installed-dev ## run all the tests
 
 bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
 	@.venv/bin/python -m tests.bench.compare $(BENCH)
+verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)
+	@.venv/bin/python -m pytest --confcutdir tests/verify -p no:cacheprovider -p no:django \
+		--quiet --no-header --no-summary tests/verify
 
 lint: .venv/installed-dev ## check the code's style
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .

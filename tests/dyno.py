@@ -48,6 +48,9 @@ class Dyno:
             "BIND_ADDRESS": "127.0.0.1",
             "BOILER_DIR": str(self.runtime),
             "LOG_LEVEL": "info",
+            "WEB_CONCURRENCY": "2",  # whatever this machine's plan would be
+            "WORKER_CONCURRENCY": "2",
+            "DATABASE_POOL": "4",
             **environ,
         }
         self.platform = DOCKER

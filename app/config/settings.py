@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 
-from boiler.settings import ROOT, SettingError, broker, database_url, get, secret_key
+from boiler.settings import ROOT, SettingError, broker, database_url, get, key_fingerprint, secret_key
 
 BASE_DIR = ROOT / "app"
 
@@ -28,7 +28,6 @@ GREENLETS = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_m
 POOLED = WEB or GREENLETS
 
 POSTGRES_OPTIONS: dict[str, Any] = {
-    "application_name": PROCESS,  # pg_stat_activity shows whose connection it is
     "connect_timeout": 5,
     # A database host that vanished without a word is noticed after 10 + 3 x 5 s instead of two hours.
     "keepalives_idle": 10,
@@ -41,7 +40,7 @@ POSTGRES_OPTIONS: dict[str, Any] = {
 def database(url: str) -> dict[str, Any]:
     """DATABASES["default"] for this process; what the URL's query says goes before our options."""
     config: dict[str, Any] = {**dj_database_url.parse(url)}
-    options = {**POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
+    options = {"application_name": APPLICATION_NAME, **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
     if not POOLED:
         return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
     # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
@@ -57,10 +56,13 @@ try:
     LOG_LEVEL = get("LOG_LEVEL").upper()
     ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
     SECRET_KEY = "only to collect static files" if COLLECTING else secret_key()
+    # pg_stat_activity shows whose connection it is, and whether all dynos have the same secret key.
+    APPLICATION_NAME = f"{PROCESS} {key_fingerprint(SECRET_KEY)}"
     DATABASES = {} if COLLECTING else {"default": database(database_url())}
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
     CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")
+    CELERY_WORKER_MAX_MEMORY_PER_CHILD = get("WORKER_CHILD_MEMORY") * 1024  # KB
 except SettingError as error:
     raise SystemExit(f"error: {error}") from None
 
@@ -79,6 +81,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # First: a platform's health check comes by plain http and with a host name of its own.
     "jobs.health.HealthMiddleware",
+    "jobs.statusz.StatusMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "config.operator.AdminSessionMiddleware",
