@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ def _token(text: str) -> str:
 
 def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _path(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError("must be one word of letters, digits, _ and -")
+    return text
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
@@ -143,6 +150,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("DJANGO_HTTPS", "1", "0 for a host without TLS: no redirect, no secure cookies", _switch),
         Setting("PORT", "5000", "the port that gunicorn listens on", _whole(1, 65535)),
         Setting("BIND_ADDRESS", "0.0.0.0", "the address that gunicorn listens on"),  # noqa: S104 (platforms need it)
+        Setting("ADMIN_PATH", "admin", "where Django's admin is", _path),
         Setting("WEB_CONCURRENCY", "", "gunicorn workers", _whole(1, 64)),
         Setting(
             "WEB_WORKER_CLASS",

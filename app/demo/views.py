@@ -27,6 +27,7 @@ MAX_BODY = 10_000  # bytes; an order takes a hundred
 CHUNK, DRAINED = 65_536, 128  # read and drop up to 8 MB of a body that is too large
 MAX_IDS = 400  # of nine digits each they still fit into gunicorn's request line of 4,094 bytes
 RECENT = 12  # jobs on the page
+ROOM = 100  # connections of a gunicorn worker that streams leave to requests
 KINDS = (
     (Job.Kind.SLEEP, "only waits"),
     (Job.Kind.CPU, "burns processor time"),
@@ -120,10 +121,11 @@ class Events(Api):
     """`GET /events`: what happens in the dyno, as server-sent events without end."""
 
     def get(self, _request: HttpRequest) -> StreamingHttpResponse:
-        """The feed. Refused where a stream would keep a thread or a process, or half of the connections, busy."""
+        """The feed. Refused where a stream would keep a thread or a process busy, or leave no room for requests."""
         if not settings.GREENLETS:
             raise Refusal(501, "This gunicorn can't stream: ask for /now.")
-        if live.feed.watching >= get("WEB_CONNECTIONS") // 2:
+        connections = get("WEB_CONNECTIONS")
+        if live.feed.watching >= max(connections // 2, connections - ROOM):
             raise Refusal(503, "Too many are watching: ask for /now.", 10)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep it back
         return StreamingHttpResponse(live.feed.watch(), content_type="text/event-stream", headers=headers)

@@ -105,7 +105,7 @@ def test_the_database_is_left_alone_when_nobody_watches(dyno: Dyno, database_url
     def asked() -> int:
         query = (
             "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - query_start)), 99) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND application_name = 'web' AND query LIKE '%demo_job%'"
+            "WHERE datname = current_database() AND application_name LIKE 'web%%' AND query LIKE '%demo_job%'"
         )
         with psycopg.connect(database_url) as connection:
             return connection.execute(query).fetchone()[0]
