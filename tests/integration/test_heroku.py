@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import pty
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from boiler.settings import ROOT
 from tests.dyno import Dyno
 from tests.heroku.api import Double, Fault
 from tests.heroku.app import App
+from tests.needs import needs
 from tests.wait import wait_for
 
 # A build installs all packages once for each user of this machine, and a deployment starts real dynos.
@@ -377,6 +379,57 @@ def test_no_secret_is_printed_or_on_a_command_line(clone: Clone) -> None:
         assert not any(secret.encode() in line for line in seen)
         grep = subprocess.run(["grep", "-rlF", secret, str(clone.root)], capture_output=True, text=True, check=False)
         assert grep.stdout == ""
+
+
+@pytest.fixture
+def heroku(deployed: Clone, heroku_cache: Path, tmp_path: Path) -> Callable[..., str]:
+    """Heroku's own command line, as npm has it; `heroku("ps", "--app", "shop")` returns what it prints."""
+    npm = needs("npm")
+    lock = ROOT / "tests" / "heroku" / "package-lock.json"
+    folder = heroku_cache / f"cli-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
+    if not (folder / "done").exists():
+        folder.mkdir(exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(lock.with_name(name), folder)
+        options = ["--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run([npm, "ci", *options], cwd=folder, check=True, capture_output=True)
+        (folder / "done").touch()
+    url = deployed.double.url
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),  # it writes into git's configuration there
+        "HEROKU_HOST": url,
+        "HEROKU_API_KEY": deployed.double.key,
+        "HEROKU_PARTICLEBOARD_URL": url,
+        "HEROKU_BUILDPACK_REGISTRY_URL": url,
+        "DISABLE_TELEMETRY": "true",
+    }
+
+    def run(*words: str) -> str:
+        command = [str(folder / "node_modules" / ".bin" / "heroku"), *words]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_herokus_own_command_line_agrees_with_the_playbook(
+    deployed: Clone, app: App, heroku: Callable[..., str]
+) -> None:
+    assert re.search(r"^30$", heroku("config:get", "DYNO_GRACE", "--app", "shop"), re.MULTILINE)
+    assert re.search(r"web\.1: up ", heroku("ps", "--app", "shop"))
+    assert f"Current: v{current(app)}" in heroku("releases", "--app", "shop")
+    assert "Running migrations" in heroku("releases:output", "--app", "shop")
+    assert "heroku-postgresql:essential-0" in heroku("apps:info", "--app", "shop")
+    heroku("config:set", "ADDED=by hand", "--app", "shop")
+    heroku("ps:scale", "web=1:standard-2x", "--app", "shop")
+    wait_for(lambda: app.config.get("ADDED") == "by hand" and app.releases[-1].current, "it is released")
+    deployed.double.requests.clear()
+    deployed.deploy()
+    assert deployed.double.changes() == ["PATCH /apps/shop/formation"], "what the inventory names is changed back"
+    assert app.config["ADDED"] == "by hand"
 
 
 def destroy(clone: Clone, typed: str) -> int:
