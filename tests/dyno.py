@@ -48,6 +48,9 @@ class Dyno:
             "BIND_ADDRESS": "127.0.0.1",
             "BOILER_DIR": str(self.runtime),
             "LOG_LEVEL": "info",
+            "WEB_CONCURRENCY": "2",  # whatever this machine's plan would be
+            "WORKER_CONCURRENCY": "2",
+            "DATABASE_POOL": "4",
             **environ,
         }
         self.platform = DOCKER
@@ -78,7 +81,10 @@ class Dyno:
 
     def start(self, *words: str) -> Dyno:
         """Run `boil start` with these words."""
-        command = [*self.boil, "start", *words]
+        return self.launch([*self.boil, "start", *words])
+
+    def launch(self, command: list[str]) -> Dyno:
+        """Run any command as the dyno's first process."""
         with self.log_file.open("ab") as log:
             self.container = Container.start(
                 command,

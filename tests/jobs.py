@@ -50,9 +50,9 @@ class Queue:
         return Counter(name for (name,) in self.rows("SELECT message->'headers'->>'task' FROM pgmq.q_celery"))
 
     def connections(self) -> Counter[str]:
-        """Client connections by application_name."""
+        """Client connections by the name of their process."""
         rows = self.rows(
-            "SELECT application_name FROM pg_stat_activity "
+            "SELECT split_part(application_name, ' ', 1) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         return Counter(name for (name,) in rows)

@@ -86,10 +86,10 @@ def test_the_difference_has_names_alone() -> None:
 
 def test_the_buildpacks_guess_for_a_web_dyno_is_not_taken_for_a_wish(tmp_path: Path) -> None:
     guessed = {"WEB_CONCURRENCY": "17", "WEB_CONCURRENCY_SET_BY": "heroku/python"}
-    cli._complete_environment(guessed)
+    cli.complete_environment(guessed)
     assert "WEB_CONCURRENCY" not in guessed
     wished = {"WEB_CONCURRENCY": "3"}
-    cli._complete_environment(wished)
+    cli.complete_environment(wished)
     assert wished["WEB_CONCURRENCY"] == "3"
 
 
