@@ -32,10 +32,12 @@ from tests.wait import wait_for
 pytestmark = pytest.mark.timeout(600)
 
 SECRET = secrets.token_hex(12)
+# Only some of the tests take the time for `make verify`'s checks.
 INVENTORY = """
 heroku:
   hosts:
     shop:
+      verify: {verify}
       config:
         LOG_LEVEL: {level}
         MAIL_PASSWORD: "{{{{ lookup('ansible.builtin.env', 'MAIL_PASSWORD') }}}}"
@@ -68,8 +70,8 @@ class Clone:
         self.git("commit", "--quiet", "--message", "A change")
         return self.git("rev-parse", "HEAD")
 
-    def write_inventory(self, level: str) -> None:
-        (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level))
+    def write_inventory(self, level: str, *, verify: bool = False) -> None:
+        (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level, verify=verify))
 
     @property
     def environ(self) -> dict[str, str]:
@@ -190,12 +192,14 @@ def current(app: App) -> int:
 
 
 def test_the_first_deployment_ends_with_a_healthy_app_and_the_second_changes_nothing(clone: Clone) -> None:
+    clone.write_inventory("info", verify=True)
     started = time.monotonic()
     output = clone.deploy()
     print(f"first deployment: {time.monotonic() - started:.1f} s")
     app = clone.double.apps["shop"]
     assert "Installing dependencies" in output, "the build's output is shown"
     assert "Applying jobs.0001_pgmq" in output, "the release phase's output is shown"
+    assert "ok    A job goes round" in output, "it is verified"
     assert app.router.url in output
     assert len(app.config["DJANGO_SECRET_KEY"]) >= 50
     assert len(app.config["STATUS_TOKEN"]) >= 50
@@ -312,8 +316,9 @@ def test_scaled_out_and_in_again_no_job_is_lost(deployed: Clone, app: App) -> No
             for dyno in app.dynos
         }
 
+    deployed.write_inventory("info", verify=True)
     ids = visitor.jobs(kind="sleep", seconds=1, count=8)
-    scale("scale-out")
+    assert "ok    Every line of LocalProcfile runs" in scale("scale-out")
     apart = {"web.1": {"web"}, "worker.1": {"worker"}, "beat.1": {"beat"}}
     wait_for(lambda: inner_processes() == apart, "each process has a dyno of its own", 60)
     ids += visitor.jobs(kind="sleep", seconds=1, count=8)
@@ -363,6 +368,7 @@ def test_no_secret_is_printed_or_on_a_command_line(clone: Clone) -> None:
     thread = threading.Thread(target=look)
     thread.start()
     try:
+        clone.write_inventory("info", verify=True)
         output = clone.deploy(ANSIBLE_VERBOSITY="4", ANSIBLE_DIFF_ALWAYS="1")
     finally:
         done.set()
