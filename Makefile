@@ -47,6 +47,14 @@ deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= 
 destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
 	@$(PLAY) deploy/heroku-destroy.yml
 
+scale-out: .venv/installed-dev ## worker and beat as process types of their own: TARGET=heroku APP=name
+	@$(PLAY) $(SCALE) --extra-vars layout=out
+
+scale-in: .venv/installed-dev ## and back to one packed dyno: TARGET=heroku APP=name
+	@$(PLAY) $(SCALE) --extra-vars layout=in
+
+SCALE = $(or $(wildcard deploy/$(TARGET)-scale.yml),$(error say where: make $@ TARGET=heroku APP=name))
+
 # Runs a playbook for the deployment APP. Other variables given to make override the inventory's.
 PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONFIG=deploy/ansible.cfg \
 	.venv/bin/ansible-playbook $(if $(CHECK),--check --diff) --extra-vars "deployment=$$APP" \

@@ -80,6 +80,9 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     if dotenv.is_file():
         for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
             environ.setdefault(name, value)
+    # Heroku's buildpack guesses it for a web that has the whole dyno to itself.
+    if environ.pop("WEB_CONCURRENCY_SET_BY", None):
+        environ.pop("WEB_CONCURRENCY", None)
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONUNBUFFERED"] = "1"
 
@@ -99,7 +102,7 @@ def _check(_arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    entries, lines = _mistakes(arguments.names)
+    entries, lines = _mistakes(arguments.names or settings.get("DYNO_RUNS"))
     serves = any(entry.name == "web" for entry in entries)
     if not lines and serves and (taken := preflight.port_in_use(os.environ)):
         lines.append(taken)

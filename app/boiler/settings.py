@@ -182,6 +182,9 @@ SETTINGS: dict[str, Setting] = {
             _token,
             secret=True,
         ),
+        Setting(
+            "DYNO_RUNS", "", "lines of LocalProcfile that `boil start` runs, with commas between; all if unset", _names
+        ),
         Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
         Setting(
             "JOBS_STARTS",

@@ -26,7 +26,8 @@ CONNECTION = 50 << 10  # an idle client's greenlet
 # Processes that are there whatever the plan says: gunicorn's and Celery's main ones, beat.
 MAIN = 3
 INTERPRETERS = 2  # that hold a copy of the app: one for gunicorn, one for Celery and beat
-ROOM = 0.9  # of the memory is planned for
+ROOM = 0.82  # of the memory for the processes,
+CLIENTS = 0.08  # for idle clients; the rest stays free
 # Database connections besides those of web workers and pool children: one for the queue, two of beat,
 OTHERS = 3
 SPARE = 3  # and for whoever else comes: a migration, psql.
@@ -100,8 +101,8 @@ def plan(machine: Machine) -> Plan:
     used = memory_for(machine, web + children)
     left = max(0, budget - used)
     pool = max(1, min(MAX_POOL, pool_for(machine, web, children)))
-    clients = max(100, min(1000, left // 2 // web // CONNECTION))
-    child = machine.app + own(machine) + left // 2 // children
+    clients = max(100, min(1000, int(CLIENTS * machine.memory) // CONNECTION // web))
+    child = machine.app + own(machine) + left // (web + children)
     values = {
         "WEB_CONCURRENCY": web,
         "WEB_CONNECTIONS": clients,
@@ -112,7 +113,7 @@ def plan(machine: Machine) -> Plan:
     }
     reasons = {
         "WEB_CONCURRENCY": f"gunicorn workers, {why}",
-        "WEB_CONNECTIONS": f"clients of each, {as_size(left // 2)} for all of them",
+        "WEB_CONNECTIONS": f"clients of each, {as_size(CLIENTS * machine.memory)} for all of them",
         "WEB_MAX_REQUESTS": "requests of each before a fresh one takes over, so that no leak adds up",
         "DATABASE_POOL": f"of each; {web} x {pool} + {children} + {OTHERS} of {machine.connections} connections",
         "WORKER_CONCURRENCY": f"Celery pool children, {why}",

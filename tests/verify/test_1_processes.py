@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -80,7 +79,8 @@ def test_gunicorn_workers_are_what_was_chosen(seen: Seen) -> None:
     reports = {
         report["pid"]: report for report in seen.inside["web"]["workers"] if report["dyno"] == seen.inside["dyno"]
     }
-    if silent := expected - reports.keys():
+    silent = expected - reports.keys()
+    if silent and len(expected - silent) < sum(one["fewest"] for one in planned(seen, "gunicorn")):
         fail(f"gunicorn worker {listed(silent)} answered no request in some seconds: `app/boil restart web`")
     for pid, report in reports.items():
         together = "gevent" if report["main_thread"] else "gthread"
@@ -125,11 +125,12 @@ def test_no_orphan(seen: Seen) -> None:
 
 def test_no_zombie(seen: Seen) -> None:
     """No process is a zombie."""
-    zombies = seen.inside["zombies"]
-    parents = Counter(process["parent"] for process in seen.inside["processes"] if process["pid"] in zombies)
+    zombies = set(seen.inside["zombies"])
+    parents = {process["parent"] for process in seen.inside["processes"] if process["pid"] in zombies}
+    careless = [process for process in seen.inside["processes"] if process["pid"] in parents]
     if zombies:
-        who = f"the parent, {listed(parents)}," if parents else "the container's first process"
-        fail(f"{listed(zombies)} ended, but {who} did not take note: restart it, and have it wait for its children")
+        who = listed(careless) or "the container's first process"
+        fail(f"{listed(zombies)} ended, but {who} takes no note of it: have that wait for its children")
 
 
 def test_no_process_is_stopped(seen: Seen) -> None:
