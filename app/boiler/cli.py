@@ -102,7 +102,8 @@ def _check(_arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    entries, lines = _mistakes(arguments.names or settings.get("DYNO_RUNS"))
+    names = arguments.names or settings.get("DYNO_RUNS")
+    entries, lines = _mistakes(names)
     serves = any(entry.name == "web" for entry in entries)
     if not lines and serves and (taken := preflight.port_in_use(os.environ)):
         lines.append(taken)
@@ -125,7 +126,7 @@ def _start(arguments: argparse.Namespace) -> int:
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
-            only=arguments.names,
+            only=names,
             note_groups=groups.write,
             database_ready=embedded.serves if embedded else lambda: True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import pty
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ from boiler.settings import ROOT
 from tests.dyno import Dyno
 from tests.heroku.api import Double, Fault
 from tests.heroku.app import App
+from tests.needs import needs
 from tests.wait import wait_for
 
 # A build installs all packages once for each user of this machine, and a deployment starts real dynos.
 pytestmark = pytest.mark.timeout(600)
 
 SECRET = secrets.token_hex(12)
+# Only some of the tests take the time for `make verify`'s checks.
 INVENTORY = """
 heroku:
   hosts:
     shop:
+      verify: {verify}
       config:
         LOG_LEVEL: {level}
         MAIL_PASSWORD: "{{{{ lookup('ansible.builtin.env', 'MAIL_PASSWORD') }}}}"
@@ -66,8 +70,8 @@ class Clone:
         self.git("commit", "--quiet", "--message", "A change")
         return self.git("rev-parse", "HEAD")
 
-    def write_inventory(self, level: str) -> None:
-        (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level))
+    def write_inventory(self, level: str, *, verify: bool = False) -> None:
+        (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level, verify=verify))
 
     @property
     def environ(self) -> dict[str, str]:
@@ -188,12 +192,14 @@ def current(app: App) -> int:
 
 
 def test_the_first_deployment_ends_with_a_healthy_app_and_the_second_changes_nothing(clone: Clone) -> None:
+    clone.write_inventory("info", verify=True)
     started = time.monotonic()
     output = clone.deploy()
     print(f"first deployment: {time.monotonic() - started:.1f} s")
     app = clone.double.apps["shop"]
     assert "Installing dependencies" in output, "the build's output is shown"
     assert "Applying jobs.0001_pgmq" in output, "the release phase's output is shown"
+    assert "ok    A job goes round" in output, "it is verified"
     assert app.router.url in output
     assert len(app.config["DJANGO_SECRET_KEY"]) >= 50
     assert len(app.config["STATUS_TOKEN"]) >= 50
@@ -310,8 +316,9 @@ def test_scaled_out_and_in_again_no_job_is_lost(deployed: Clone, app: App) -> No
             for dyno in app.dynos
         }
 
+    deployed.write_inventory("info", verify=True)
     ids = visitor.jobs(kind="sleep", seconds=1, count=8)
-    scale("scale-out")
+    assert "ok    Every line of LocalProcfile runs" in scale("scale-out")
     apart = {"web.1": {"web"}, "worker.1": {"worker"}, "beat.1": {"beat"}}
     wait_for(lambda: inner_processes() == apart, "each process has a dyno of its own", 60)
     ids += visitor.jobs(kind="sleep", seconds=1, count=8)
@@ -361,6 +368,7 @@ def test_no_secret_is_printed_or_on_a_command_line(clone: Clone) -> None:
     thread = threading.Thread(target=look)
     thread.start()
     try:
+        clone.write_inventory("info", verify=True)
         output = clone.deploy(ANSIBLE_VERBOSITY="4", ANSIBLE_DIFF_ALWAYS="1")
     finally:
         done.set()
@@ -377,6 +385,57 @@ def test_no_secret_is_printed_or_on_a_command_line(clone: Clone) -> None:
         assert not any(secret.encode() in line for line in seen)
         grep = subprocess.run(["grep", "-rlF", secret, str(clone.root)], capture_output=True, text=True, check=False)
         assert grep.stdout == ""
+
+
+@pytest.fixture
+def heroku(deployed: Clone, heroku_cache: Path, tmp_path: Path) -> Callable[..., str]:
+    """Heroku's own command line, as npm has it; `heroku("ps", "--app", "shop")` returns what it prints."""
+    npm = needs("npm")
+    lock = ROOT / "tests" / "heroku" / "package-lock.json"
+    folder = heroku_cache / f"cli-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
+    if not (folder / "done").exists():
+        folder.mkdir(exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(lock.with_name(name), folder)
+        options = ["--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run([npm, "ci", *options], cwd=folder, check=True, capture_output=True)
+        (folder / "done").touch()
+    url = deployed.double.url
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),  # it writes into git's configuration there
+        "HEROKU_HOST": url,
+        "HEROKU_API_KEY": deployed.double.key,
+        "HEROKU_PARTICLEBOARD_URL": url,
+        "HEROKU_BUILDPACK_REGISTRY_URL": url,
+        "DISABLE_TELEMETRY": "true",
+    }
+
+    def run(*words: str) -> str:
+        command = [str(folder / "node_modules" / ".bin" / "heroku"), *words]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_herokus_own_command_line_agrees_with_the_playbook(
+    deployed: Clone, app: App, heroku: Callable[..., str]
+) -> None:
+    assert re.search(r"^30$", heroku("config:get", "DYNO_GRACE", "--app", "shop"), re.MULTILINE)
+    assert re.search(r"web\.1: up ", heroku("ps", "--app", "shop"))
+    assert f"Current: v{current(app)}" in heroku("releases", "--app", "shop")
+    assert "Running migrations" in heroku("releases:output", "--app", "shop")
+    assert "heroku-postgresql:essential-0" in heroku("apps:info", "--app", "shop")
+    heroku("config:set", "ADDED=by hand", "--app", "shop")
+    heroku("ps:scale", "web=1:standard-2x", "--app", "shop")
+    wait_for(lambda: app.config.get("ADDED") == "by hand" and app.releases[-1].current, "it is released")
+    deployed.double.requests.clear()
+    deployed.deploy()
+    assert deployed.double.changes() == ["PATCH /apps/shop/formation"], "what the inventory names is changed back"
+    assert app.config["ADDED"] == "by hand"
 
 
 def destroy(clone: Clone, typed: str) -> int:
