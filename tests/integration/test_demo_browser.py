@@ -253,14 +253,13 @@ def test_the_benchmarks_numbers_are_those_of_the_database(visit: Open, database_
             r"(?:all|of) ([\d,]+)(?: still to do)?$", text.split("Storm: jobs done\n")[1].split("\n")[0]
         )
         assert counted == {"io": 80, "cpu": 60, "sleep": int(sent.replace(",", ""))}
-        # The rate is the number of jobs over the time from the first call to the last end.
-        (done, rate, at_once) = re.search(
+        done, rate, at_once = re.search(
             r"Jobs that wait\n(\d+) of 80 done, ([\d.]+) a second, ([\d.]+) at once", text
         ).groups()
-        query = "SELECT count(*) / extract(epoch FROM max(finished) - min(created)) FROM demo_job WHERE kind = 'io'"
-        if done == "80":
+        if done == "80":  # on a busy machine some may be done after their stage
+            query = "SELECT 80 / extract(epoch FROM max(finished) - min(created)) FROM demo_job WHERE kind = 'io'"
             assert float(rate) == pytest.approx(float(rows(database_url, query)[0][0]), rel=0.06)
-        assert 1 <= float(at_once) <= 2.1
+            assert 1 <= float(at_once) <= 2.1
         assert "127.0.0.1" in card
         with page.expect_download() as download:
             page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
