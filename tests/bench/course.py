@@ -34,7 +34,7 @@ class TargetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of jobs. `rate`: jobs a second from the first call to the last end; waits in seconds, None if none is done."""
+    """What became of jobs. `rate`: jobs a second from the first call to the last end; waits in seconds."""
 
     sent: int
     done: int

@@ -25,6 +25,8 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+# What Chromium does to requests under way when anything on this machine makes a network interface, as Docker does.
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
 PHONE = {"width": 360, "height": 740}
 Open = Callable[..., AbstractContextManager[Page]]
 
@@ -60,7 +62,8 @@ def visit(chromium: str, dyno: Dyno) -> Iterator[Open]:
             expect(page.locator("#live")).to_have_text("live", timeout=20_000)
         yield page
         context.close()
-        assert [text for text in complaints if not excused or excused not in text] == []
+        excuses = (NETWORK_CHANGED, *([excused] if excused else []))
+        assert [text for text in complaints if not any(excuse in text for excuse in excuses)] == []
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
