@@ -81,6 +81,10 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     if dotenv.is_file():
         for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
             environ.setdefault(name, value)
+    # An empty setting counts as unset, but gunicorn takes an empty WEB_CONCURRENCY for a number.
+    for name in settings.SETTINGS:
+        if environ.get(name) == "":
+            del environ[name]
     # Heroku's buildpack guesses it for a web that has the whole dyno to itself.
     if environ.pop("WEB_CONCURRENCY_SET_BY", None):
         environ.pop("WEB_CONCURRENCY", None)
