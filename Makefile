@@ -20,6 +20,12 @@ test: .venv/installed-dev ## run all the tests
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/python -m pytest $(PYTEST)
 
+admin: .venv/installed-dev .env ## make an account for Django's admin (NAME=…; TARGET=… APP=… HOST=… as for verify)
+	@.venv/bin/python -m tests.verify.admin
+
+bench: .venv/installed-dev ## run the page's 20-second benchmark against URL=… (this machine's dyno if unset)
+	@.venv/bin/python -m tests.bench.course "$(or $(URL),http://127.0.0.1:$(or $(PORT),5000))"
+
 bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
 	@.venv/bin/python -m tests.bench.compare $(BENCH)
 verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)

@@ -22,6 +22,9 @@ from tests.wait import wait_for
 
 __all__ = ["Dyno", "alive", "free_port"]
 
+# What the tests count on, whatever this machine's plan would be.
+SIZES = {"WEB_CONCURRENCY": "2", "WORKER_CONCURRENCY": "2", "DATABASE_POOL": "4"}
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -48,9 +51,7 @@ class Dyno:
             "BIND_ADDRESS": "127.0.0.1",
             "BOILER_DIR": str(self.runtime),
             "LOG_LEVEL": "info",
-            "WEB_CONCURRENCY": "2",  # whatever this machine's plan would be
-            "WORKER_CONCURRENCY": "2",
-            "DATABASE_POOL": "4",
+            **SIZES,
             **environ,
         }
         self.platform = DOCKER

@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,29 +281,26 @@ def _release(arguments: argparse.Namespace) -> int:
     if settings.get("RELEASE_AT_START"):
         print("RELEASE_AT_START=1: the dyno runs this at its start")
         return 0
-    return _call(arguments.command)
+    return _call(arguments.command, dict(os.environ))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a one-off command: beside the running dyno, or with the embedded PostgreSQL just for it."""
+    """Run a one-off command: in the running dyno's environment, or with the embedded PostgreSQL just for it."""
     if not arguments.command:
         raise CommandError("name the command to run: app/boil run python app/manage.py shell")
-    if settings.get("DATABASE_URL") or _is_running():
-        return _call(arguments.command)
-    with _embedded().serving():
-        return _call(arguments.command)
-
-
-def _is_running() -> bool:
     try:
-        status.ask(settings.runtime_dir() / "status", {"command": "status"}, timeout=10)
+        running = status.ask(settings.runtime_dir() / "status", {"command": "environment"}, timeout=10)
     except OSError:
-        return False
-    return True
+        running = {"environment": {}}
+    environ = {**running["environment"], **os.environ}  # a shell in the dyno may have none of it (Heroku's has not)
+    if environ.get("DATABASE_URL"):
+        return _call(arguments.command, environ)
+    with _embedded().serving():
+        return _call(arguments.command, dict(os.environ))
 
 
-def _call(command: list[str]) -> int:
+def _call(command: list[str], environ: Mapping[str, str]) -> int:
     try:
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, env=environ, check=False).returncode
     except OSError as error:
         raise CommandError(f"{command[0]}: {error.strerror}") from None

@@ -137,14 +137,15 @@ AXES_VERBOSE = False
 
 # --- static files ---
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_FILES = BASE_DIR / "staticfiles"
 # In development, and where nobody ran collectstatic, whitenoise serves the apps' own folders.
-COLLECTED = COLLECTING or (not DEBUG and (STATIC_ROOT / "staticfiles.json").is_file())
+COLLECTED = COLLECTING or (not DEBUG and (STATIC_FILES / "staticfiles.json").is_file())
+STATIC_ROOT = STATIC_FILES if COLLECTED else None
 WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "config.static.StaticStorage"
         if COLLECTED
         else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },

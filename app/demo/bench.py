@@ -26,12 +26,16 @@ COURSE: tuple[dict[str, Any], ...] = (
     {"stage": "storm", "order": {"kind": Job.Kind.SLEEP, "seconds": 0}, "sends": 3},
 )
 CONNECTIONS = 5  # a browser opens six to one server; one of them is the live feed's
+MOST_WAITING = 10  # jobs on the queue at the beginning: more would be measured as well
 # The advisory lock of those who want to begin: any number that nothing else here uses.
 TURN = 0x0DE302
 
 
 def begin() -> dict[str, Any]:
-    """Let a benchmark begin; returns its course. Raises Refusal while another one runs, and for BENCH_PAUSE s after."""
+    """Let a benchmark begin; returns its course.
+
+    Raises Refusal while another one runs, for BENCH_PAUSE s after it, and while there is a queue.
+    """
     takes = STAGE * len(COURSE)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [TURN])
@@ -40,6 +44,9 @@ def begin() -> dict[str, Any]:
         if ago is not None and (left := takes + get("BENCH_PAUSE") - ago) > 0:
             which = "is running" if ago < takes else "ran a moment ago"
             raise Refusal(429, f"A benchmark {which}: the next may begin in {left:.0f} s.", max(1, round(left)))
+        waiting = Job.objects.filter(state=Job.State.QUEUED)[: MOST_WAITING + 1].count()
+        if waiting > MOST_WAITING:
+            raise Refusal(429, "Jobs are waiting: a benchmark begins when they are done.", 5)
         Bench.objects.all().delete()
         Bench.objects.create()
     return {"seconds": STAGE, "connections": CONNECTIONS, "stages": COURSE}

@@ -264,5 +264,5 @@ def test_the_benchmarks_numbers_are_those_of_the_database(visit: Open, database_
         assert "127.0.0.1" in card
         with page.expect_download() as download:
             page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-            page.get_by_role("button", name="Copy as image").click()
+            page.get_by_role("button", name="Copy picture").click()
         assert download.value.path().read_bytes().startswith(b"\x89PNG")
