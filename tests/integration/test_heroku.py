@@ -473,6 +473,19 @@ def test_destroy_asks_for_the_name(clone: Clone) -> None:
     assert clone.double.apps == {}
 
 
+def test_the_pages_name_the_commands_that_are_typed_here() -> None:
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "heroku.md").read_text()
+    named = {line.strip() for line in re.findall(r"make (?:deploy|destroy|scale)-[^`\n]+ APP=shop[^`\n]*", pages)}
+    assert {line for line in named if "heroku" in line} == {
+        "make deploy-heroku APP=shop",
+        "make deploy-heroku APP=shop CHECK=1",
+        "make deploy-heroku APP=shop SIZE=standard-2x",
+        "make scale-out TARGET=heroku APP=shop",
+        "make scale-in TARGET=heroku APP=shop",
+        "make destroy-heroku APP=shop",
+    }
+
+
 @pytest.mark.parametrize("target", ["deploy-heroku", "destroy-heroku"])
 def test_a_forgotten_name_is_asked_for(clone: Clone, target: str) -> None:
     forgotten = clone.make(target)

@@ -192,6 +192,20 @@ def test_a_post_that_may_have_taken_effect_is_not_repeated_and_the_next_run_goes
     assert list(double.apps) == ["shop"]
 
 
+def test_an_answer_that_does_not_come_in_time_is_no_answer(
+    api: client.Heroku, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    double.faults = [
+        Fault("POST", "/apps$", after=True, delay=1),
+        Fault("GET", "/buildpack-installations$", delay=1),
+    ]
+    assert "no answer (timed out), so it may have taken effect" in error_of(lambda: ensure_app(api))
+    monkeypatch.setattr(client, "TIMEOUT", 30)
+    assert ensure_app(api)["changed"], "the next run finds the app and goes on"
+    assert double.changes().count("POST /apps") == 1
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "advice"),
     [
