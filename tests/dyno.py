@@ -144,10 +144,11 @@ class Dyno:
         return {one["name"]: one for one in self.status()["processes"]}[name]
 
     def pids(self) -> set[int]:
-        """All processes of the dyno: the boiler's two and what they have started."""
+        """All processes of the dyno: the boiler's two, its images, and what they have started."""
         found = self.status()
+        images = {one["pid"] for one in found["images"]}
         below = {pid for one in found["processes"] for pid in [one["pid"], *(c["pid"] for c in one["children"])]}
-        return {found["boiler"]["pid"], found["boiler"]["init_pid"]} | {pid for pid in below if pid}
+        return {found["boiler"]["pid"], found["boiler"]["init_pid"]} | images | {pid for pid in below if pid}
 
     def stop(self, seconds: float = 60) -> int:
         """SIGTERM to the first process, as Docker does, SIGKILL to all after `seconds`; returns the exit code."""
