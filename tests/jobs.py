@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from boiler.settings import ROOT
+from tests.dyno import SIZES
 from tests.wait import wait_for
 
 APP = ROOT / "app"
@@ -75,7 +76,7 @@ class Process:
             self.popen = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": f"{APP}:{ROOT}", "LOG_LEVEL": "info", **environ},
+                env={**os.environ, "PYTHONPATH": f"{APP}:{ROOT}", "LOG_LEVEL": "info", **SIZES, **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,19 +10,21 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from honcho.environ import parse as parse_dotenv
 
-from . import init, postgres, preflight, settings, status
+from . import init, postgres, preflight, settings, sizing, status
+from .image import Image, name_for
 from .inner import Inner, Kind
 from .output import Output
 from .procfile import Entry
 from .settings import ROOT
 from .supervisor import Supervisor
-from .units import as_duration, as_size
+from .units import as_duration, as_size, size
 
 
 class CommandError(Exception):
@@ -61,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     add("stop", _stop, "stop the dyno, jobs and requests in flight first")
     add("inspect", _inspect, "look into the running dyno and send jobs round, as `make verify` does; JSON")
     add("check", _check, "report every mistake in the files and settings; start nothing")
+    plan = add("plan", _plan, "show how many of each process fit, and why")
+    plan.add_argument("--memory", type=size, metavar="SIZE", help="for a dyno of this size, like 512m")
+    plan.add_argument("--cpus", type=float, metavar="NUMBER", help="for so many CPUs")
+    plan.add_argument("--connections", type=int, metavar="NUMBER", help="for so many database connections")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    release = add("release", _release, "run the release command, unless RELEASE_AT_START leaves it to the dyno's start")
+    release.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
     once = add("run", _run, "run one command in the dyno's environment")
     once.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
     return parser
@@ -72,6 +81,16 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     if dotenv.is_file():
         for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
             environ.setdefault(name, value)
+    # An empty setting counts as unset, but gunicorn takes an empty WEB_CONCURRENCY for a number.
+    for name in settings.SETTINGS:
+        if environ.get(name) == "":
+            del environ[name]
+    # Set by Heroku's buildpack, not by the user: a guess for a web that has the whole dyno to itself, and a log line
+    # for each request, which Heroku's router has written already.
+    if environ.pop("WEB_CONCURRENCY_SET_BY", None):
+        environ.pop("WEB_CONCURRENCY", None)
+    if environ.get("GUNICORN_CMD_ARGS") == "--access-logfile -":
+        del environ["GUNICORN_CMD_ARGS"]
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONUNBUFFERED"] = "1"
 
@@ -91,7 +110,8 @@ def _check(_arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    entries, lines = _mistakes(arguments.names)
+    names = arguments.names or settings.get("DYNO_RUNS")
+    entries, lines = _mistakes(names)
     serves = any(entry.name == "web" for entry in entries)
     if not lines and serves and (taken := preflight.port_in_use(os.environ)):
         lines.append(taken)
@@ -104,16 +124,18 @@ def _start(arguments: argparse.Namespace) -> int:
     os.environ["BOILER_STATUS"] = str(folder / "status")
     os.environ["STATUS_TOKEN"] = settings.get("STATUS_TOKEN") or secrets.token_urlsafe(32)
     embedded = None if settings.get("DATABASE_URL") else _embedded()
-    inners = _inners(entries, embedded, release=arguments.release)
+    # Of dynos that share a database, the one with the web process migrates it.
+    inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
 
     def supervise(pipe: int, groups: init.Groups) -> int:
+        all_inners = [*_images(inners), *inners]
         supervisor = Supervisor(
-            inners,
-            output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in inners)]),
+            all_inners,
+            output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in all_inners)]),
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
-            only=arguments.names,
+            only=names,
             note_groups=groups.write,
             database_ready=embedded.serves if embedded else lambda: True,
         )
@@ -164,10 +186,32 @@ def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release
         line = _release_line()
         if not embedded:
             inners.append(Inner(Entry("ready", f"{ready} --database-only"), environ, Kind.ONCE))
-        inners.append(Inner(line, environ, Kind.ONCE))
+        inners.append(Inner(line, {**environ, "RELEASE_AT_START": "0"}, Kind.ONCE))
     else:
         inners.append(Inner(Entry("ready", ready), environ, Kind.ONCE))
     return inners + [Inner(entry, environ) for entry in entries]
+
+
+def _images(inners: list[Inner]) -> list[Inner]:
+    """The images that the processes of LocalProcfile are forked from, and what runs before them where it can be."""
+    images: dict[str, Image] = {}
+    if settings.get("BOILER_IMAGE"):
+        wanted = {inner.name: name_for(inner.entry.argv(inner.environ), inner.environ) for inner in inners}
+        names = {wanted[inner.name] for inner in inners if inner.kind is Kind.PROCESS} - {None}
+        images = {name: Image(name) for name in sorted(names)}  # first `jobs`, which what runs before is forked from
+        for inner in inners:
+            inner.image = images.get(wanted[inner.name])
+    return [
+        Inner(
+            Entry(f"image-{image.name}", f"image ({image.name})"),
+            dict(os.environ),
+            Kind.IMAGE,
+            argv=image.argv,
+            pass_fds=(image.other_end.fileno(),),
+            image=image,
+        )
+        for image in images.values()
+    ]
 
 
 def _release_line() -> Entry:
@@ -175,7 +219,7 @@ def _release_line() -> Entry:
     for entry in entries:
         if entry.name == "release":
             return entry
-    raise CommandError("Procfile: no `release`: add the line `release: python app/manage.py migrate`")
+    raise CommandError("Procfile: no `release`: add the line `release: app/boil release python app/manage.py migrate`")
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -225,6 +269,23 @@ def _inspect(_arguments: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "app/manage.py", "inspect"], cwd=ROOT, env=environ, check=False).returncode
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    machine = sizing.here(settings.get("DYNO_RAM"))
+    given = {name: value for name in ("memory", "cpus", "connections") if (value := getattr(arguments, name))}
+    plan = sizing.plan(replace(machine, **given))
+    chosen = {name: settings.get(name) for name in plan.values if os.environ.get(name)}
+    if arguments.json:
+        print(json.dumps(plan.values | chosen, indent=2))
+        return 0
+    print(f"for {as_size(plan.machine.memory)} and {plan.machine.cpus:g} CPUs:")
+    for name, value in plan.values.items():
+        what = f"set by you, planned were {value}" if name in chosen else plan.reasons[name]
+        print(f"  {name + '=' + str(chosen.get(name, value)):<28} {what}")
+    verdict = "" if plan.fits else ": more than there is, jobs or requests may end in the out-of-memory killer"
+    print(f"in use under full load: about {as_size(plan.used)}{verdict}")
+    return 0
+
+
 def _restart(arguments: argparse.Namespace) -> int:
     old = _ask({"command": "restart", "name": arguments.name})["pid"]
     while True:
@@ -244,26 +305,33 @@ def _stop(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _release(arguments: argparse.Namespace) -> int:
+    """Run Procfile's release command; on a platform that calls it after the start, leave it to the dyno."""
+    if not arguments.command:
+        raise CommandError("name the command to run: app/boil release python app/manage.py migrate")
+    if settings.get("RELEASE_AT_START"):
+        print("RELEASE_AT_START=1: the dyno runs this at its start")
+        return 0
+    return _call(arguments.command, dict(os.environ))
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a one-off command: beside the running dyno, or with the embedded PostgreSQL just for it."""
+    """Run a one-off command: in the running dyno's environment, or with the embedded PostgreSQL just for it."""
     if not arguments.command:
         raise CommandError("name the command to run: app/boil run python app/manage.py shell")
-    if settings.get("DATABASE_URL") or _is_running():
-        return _call(arguments.command)
-    with _embedded().serving():
-        return _call(arguments.command)
-
-
-def _is_running() -> bool:
     try:
-        status.ask(settings.runtime_dir() / "status", {"command": "status"}, timeout=10)
+        running = status.ask(settings.runtime_dir() / "status", {"command": "environment"}, timeout=10)
     except OSError:
-        return False
-    return True
+        running = {"environment": {}}
+    environ = {**running["environment"], **os.environ}  # a shell in the dyno may have none of it (Heroku's has not)
+    if environ.get("DATABASE_URL"):
+        return _call(arguments.command, environ)
+    with _embedded().serving():
+        return _call(arguments.command, dict(os.environ))
 
 
-def _call(command: list[str]) -> int:
+def _call(command: list[str], environ: Mapping[str, str]) -> int:
     try:
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, env=environ, check=False).returncode
     except OSError as error:
         raise CommandError(f"{command[0]}: {error.strerror}") from None

@@ -63,6 +63,13 @@ def memory(pid: int) -> int:
     return 0
 
 
+def resident(pid: int) -> int:
+    """Resident set size in bytes, shared pages in full. 0 if unknown."""
+    with suppress(OSError):
+        return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def title(pid: int) -> str:
     """The command line as `ps` shows it."""
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ try:
     kind = get("WEB_WORKER_CLASS")
     workers = get("WEB_CONCURRENCY")
     worker_connections = get("WEB_CONNECTIONS")
+    max_requests = get("WEB_MAX_REQUESTS")
+    max_requests_jitter = max_requests // 10  # so that they do not all go at once
     threads = get("WEB_THREADS") if kind == "gthread" else 1
     bind = f"{get('BIND_ADDRESS')}:{get('PORT')}"
     loglevel = get("LOG_LEVEL")
@@ -63,6 +66,7 @@ def when_ready(arbiter: Any) -> None:
         arbiter.signal(number, frame)
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    gc.freeze()  # a collection in a worker would write to all that it shares with the others
 
 
 def pre_fork(_arbiter: Any, _worker: Any) -> None:

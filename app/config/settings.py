@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import sys
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,8 +20,6 @@ COLLECTING = sys.argv[1:2] == ["collectstatic"]
 
 # gunicorn.py sets BOILER_WEB before it loads the app; the boiler sets BOILER_PROCESS for every inner process.
 WEB = "BOILER_WEB" in os.environ
-COMMAND = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
-PROCESS = os.environ.get("BOILER_PROCESS") or ("web" if WEB else COMMAND)
 
 # Celery's gevent pool runs each job in a new greenlet, which would leave its connection to the garbage collector.
 GREENLETS = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_module_patched("socket")
@@ -36,10 +35,17 @@ POSTGRES_OPTIONS: dict[str, Any] = {
 }
 
 
+def application_name() -> str:
+    """What this process is called in pg_stat_activity, and whether all dynos have the same secret key."""
+    command = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
+    process = os.environ.get("BOILER_PROCESS") or ("web" if WEB else command)
+    return f"{process} {key_fingerprint(SECRET_KEY)}"
+
+
 def database(url: str) -> dict[str, Any]:
     """DATABASES["default"] for this process; what the URL's query says goes before our options."""
     config: dict[str, Any] = {**dj_database_url.parse(url)}
-    options = {"application_name": APPLICATION_NAME, **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
+    options = {"application_name": application_name(), **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
     if not POOLED:
         return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
     # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
@@ -55,18 +61,23 @@ try:
     LOG_LEVEL = get("LOG_LEVEL").upper()
     ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
     SECRET_KEY = "only to collect static files" if COLLECTING else secret_key()
-    # pg_stat_activity shows whose connection it is, and whether all dynos have the same secret key.
-    APPLICATION_NAME = f"{PROCESS} {key_fingerprint(SECRET_KEY)}"
+    APPLICATION_NAME = application_name()
     DATABASES = {} if COLLECTING else {"default": database(database_url())}
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
     CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")
+    CELERY_WORKER_MAX_MEMORY_PER_CHILD = get("WORKER_CHILD_MEMORY") * 1024  # KB
 except SettingError as error:
     raise SystemExit(f"error: {error}") from None
 
 INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
     "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
     "django.contrib.staticfiles",
+    "axes",
     "django_celery_beat",
     "jobs",
     "demo",
@@ -77,13 +88,29 @@ MIDDLEWARE = [
     "jobs.statusz.StatusMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "config.operator.AdminSessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
+    "config.operator.AdminAuthenticationMiddleware",
+    "config.operator.AdminMessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
-TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -96,16 +123,33 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 # W005, W021: whether HSTS holds for the subdomains too, and for good, is for the owner of the domain to say.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
+# --- the operator's login ---
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
+]
+# By address and not by name: a stranger who knows the operator's name must not be able to lock the operator out.
+AXES_LOCKOUT_PARAMETERS = ["ip_address"]
+AXES_CLIENT_IP_CALLABLE = "config.operator.client_address"
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_DISABLE_ACCESS_LOG = True
+AXES_VERBOSE = False
+
 # --- static files ---
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_FILES = BASE_DIR / "staticfiles"
 # In development, and where nobody ran collectstatic, whitenoise serves the apps' own folders.
-COLLECTED = COLLECTING or (not DEBUG and (STATIC_ROOT / "staticfiles.json").is_file())
+COLLECTED = COLLECTING or (not DEBUG and (STATIC_FILES / "staticfiles.json").is_file())
+STATIC_ROOT = STATIC_FILES if COLLECTED else None
 WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "config.static.StaticStorage"
         if COLLECTED
         else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },

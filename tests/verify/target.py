@@ -58,13 +58,7 @@ def look_at(environ: Mapping[str, str], say: Callable[[str], None]) -> Seen:
 
     Raises UnreachableError with one line that says what is wrong and what to do.
     """
-    target = environ.get("TARGET") or "local"
-    if target not in NEEDS:
-        raise UnreachableError(f"there is no TARGET={target}: take one of {', '.join(NEEDS)}")
-    for name in NEEDS[target]:
-        if not environ.get(name):
-            meaning = APP_OF.get(target, MEANING[name]) if name == "APP" else MEANING[name]
-            raise UnreachableError(f"TARGET={target} needs {name}: {meaning}")
+    target = chosen(environ)
     url = environ.get("URL", "")
     if url and not re.fullmatch(r"https?://[^/\s]+.*", url):
         raise UnreachableError(f"URL={url} is no address: write https://HOST")
@@ -81,8 +75,20 @@ def look_at(environ: Mapping[str, str], say: Callable[[str], None]) -> Seen:
     return Seen(host.backend.get_pytest_id(), document, outside, target != "local")
 
 
-def reach(target: str, environ: Mapping[str, str]) -> tuple[Host, str]:
-    """The target's host for testinfra, and the command that looks into the dyno there."""
+def chosen(environ: Mapping[str, str]) -> str:
+    """The target that the variables name. Raises UnreachableError if there is no such one, or something is missing."""
+    target = environ.get("TARGET") or "local"
+    if target not in NEEDS:
+        raise UnreachableError(f"there is no TARGET={target}: take one of {', '.join(NEEDS)}")
+    for name in NEEDS[target]:
+        if not environ.get(name):
+            meaning = APP_OF.get(target, MEANING[name]) if name == "APP" else MEANING[name]
+            raise UnreachableError(f"TARGET={target} needs {name}: {meaning}")
+    return target
+
+
+def reach(target: str, environ: Mapping[str, str], words: str = INSPECT) -> tuple[Host, str]:
+    """The target's host for testinfra, and the command that runs these words of plain shell in the dyno's folder."""
     app, name = environ.get("APP", ""), environ.get("HOST", "")
     there = {
         "local": lambda: testinfra.get_host("local://"),
@@ -93,7 +99,7 @@ def reach(target: str, environ: Mapping[str, str]) -> tuple[Host, str]:
         "piku": lambda: Host(PikuBackend(name if "@" in name else f"piku@{name}", app)),
     }[target]()
     folder = {"local": str(ROOT), "ssh": app}.get(target)
-    command = there.backend.quote(f"cd %s && {INSPECT}", folder) if folder else INSPECT
+    command = there.backend.quote(f"cd %s && {words}", folder) if folder else words
     return there, command
 
 
