@@ -20,7 +20,7 @@ from .queue import QueueError, probe
 
 PATH = "/healthz"
 WAIT = 3.0  # seconds for the database and the queue
-BOILER_WAIT = 0.4  # seconds for each of connecting, asking and reading
+BOILER_WAIT = 1.0  # seconds for each of connecting, asking and reading
 FRESH = 1.0  # seconds that an answer serves all who ask
 
 Findings = dict[str, list[str]]  # for each check the reasons why it failed
@@ -102,7 +102,7 @@ def select_one() -> None:
 def inner_processes(path: str) -> list[str]:
     """What is wrong with the boiler's inner processes."""
     try:
-        status = ask(Path(path), {"command": "status"}, BOILER_WAIT)
+        status = ask(Path(path), {"command": "states"}, BOILER_WAIT)
         states = [(process["name"], process["state"]) for process in status["processes"]]
     except (OSError, KeyError, TypeError):
         return ["The boiler does not answer."]

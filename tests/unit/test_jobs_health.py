@@ -46,7 +46,7 @@ def boiler(tmp_path: Path, monkeypatch) -> Iterator[Callable[[str], None]]:
         def serve() -> None:
             client, _ = listener.accept()
             with client:
-                assert json.loads(client.makefile().readline()) == {"command": "status"}
+                assert json.loads(client.makefile().readline()) == {"command": "states"}
                 client.sendall(answer.encode() + b"\n")
 
         threading.Thread(target=serve, daemon=True).start()
