@@ -1,7 +1,7 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock deploy-heroku destroy-heroku
+.PHONY: help run test lint lock deploy-heroku destroy-heroku deploy-piku destroy-piku
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -33,6 +33,12 @@ deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= 
 
 destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
 	@$(PLAY) deploy/heroku-destroy.yml
+
+deploy-piku: .venv/installed-dev ## deploy to a Piku host: HOST=example.com APP=name (DIRTY=1; CHECK=1 only shows what would change)
+	@$(PLAY) deploy/piku.yml
+
+destroy-piku: .venv/installed-dev ## remove APP=name from a Piku host: HOST=example.com; Piku keeps its data
+	@$(PLAY) deploy/piku-destroy.yml
 
 # Runs a playbook for the deployment APP. Other variables given to make override the inventory's.
 PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONFIG=deploy/ansible.cfg \
