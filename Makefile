@@ -1,7 +1,8 @@
 # Every command of Double Boiler. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lock deploy-heroku destroy-heroku deploy-piku destroy-piku
+# Every target with a `##` text: commands, not files.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' Makefile)
 
 # The newest Python from 3.11 on that can make a virtual environment.
 FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -10,7 +11,7 @@ FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3;
 	echo "make: no Python from 3.11 on with venv found: install python3 and python3-venv" >&2; exit 1
 
 help: ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (PORT=… for another port)
 	@exec app/boil start --release
@@ -18,6 +19,18 @@ run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (POR
 test: .venv/installed-dev ## run all the tests
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/python -m pytest $(PYTEST)
+
+admin: .venv/installed-dev .env ## make an account for Django's admin (NAME=…; TARGET=… APP=… HOST=… as for verify)
+	@.venv/bin/python -m tests.verify.admin
+
+bench: .venv/installed-dev ## run the page's 20-second benchmark against URL=… (this machine's dyno if unset)
+	@.venv/bin/python -m tests.bench.course "$(or $(URL),http://127.0.0.1:$(or $(PORT),5000))"
+
+bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
+	@.venv/bin/python -m tests.bench.compare $(BENCH)
+verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)
+	@.venv/bin/python -m pytest --confcutdir tests/verify -p no:cacheprovider -p no:django \
+		--quiet --no-header --no-summary tests/verify
 
 lint: .venv/installed-dev ## check the code's style
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
@@ -39,6 +52,14 @@ deploy-piku: .venv/installed-dev ## deploy to a Piku host: HOST=example.com APP=
 
 destroy-piku: .venv/installed-dev ## remove APP=name from a Piku host: HOST=example.com; Piku keeps its data
 	@$(PLAY) deploy/piku-destroy.yml
+
+scale-out: .venv/installed-dev ## worker and beat as process types of their own: TARGET=heroku APP=name
+	@$(PLAY) $(SCALE) --extra-vars layout=out
+
+scale-in: .venv/installed-dev ## and back to one packed dyno: TARGET=heroku APP=name
+	@$(PLAY) $(SCALE) --extra-vars layout=in
+
+SCALE = $(or $(wildcard deploy/$(TARGET)-scale.yml),$(error say where: make $@ TARGET=heroku APP=name))
 
 # Runs a playbook for the deployment APP. Other variables given to make override the inventory's.
 PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONFIG=deploy/ansible.cfg \

@@ -22,6 +22,9 @@ from tests.wait import wait_for
 
 __all__ = ["Dyno", "alive", "free_port"]
 
+# What the tests count on, whatever this machine's plan would be.
+SIZES = {"WEB_CONCURRENCY": "2", "WORKER_CONCURRENCY": "2", "DATABASE_POOL": "4"}
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -48,6 +51,7 @@ class Dyno:
             "BIND_ADDRESS": "127.0.0.1",
             "BOILER_DIR": str(self.runtime),
             "LOG_LEVEL": "info",
+            **SIZES,
             **environ,
         }
         self.platform = DOCKER
@@ -78,7 +82,10 @@ class Dyno:
 
     def start(self, *words: str) -> Dyno:
         """Run `boil start` with these words."""
-        command = [*self.boil, "start", *words]
+        return self.launch([*self.boil, "start", *words])
+
+    def launch(self, command: list[str]) -> Dyno:
+        """Run any command as the dyno's first process."""
         with self.log_file.open("ab") as log:
             self.container = Container.start(
                 command,

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from boiler.settings import ROOT
+from tests.dyno import SIZES
 from tests.wait import wait_for
 
 APP = ROOT / "app"
@@ -50,9 +51,9 @@ class Queue:
         return Counter(name for (name,) in self.rows("SELECT message->'headers'->>'task' FROM pgmq.q_celery"))
 
     def connections(self) -> Counter[str]:
-        """Client connections by application_name."""
+        """Client connections by the name of their process."""
         rows = self.rows(
-            "SELECT application_name FROM pg_stat_activity "
+            "SELECT split_part(application_name, ' ', 1) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         return Counter(name for (name,) in rows)
@@ -75,7 +76,7 @@ class Process:
             self.popen = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": f"{APP}:{ROOT}", "LOG_LEVEL": "info", **environ},
+                env={**os.environ, "PYTHONPATH": f"{APP}:{ROOT}", "LOG_LEVEL": "info", **SIZES, **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

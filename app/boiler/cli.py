@@ -6,22 +6,24 @@ import argparse
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from honcho.environ import parse as parse_dotenv
 
-from . import init, postgres, preflight, settings, status
+from . import init, postgres, preflight, settings, sizing, status
 from .inner import Inner, Kind
 from .output import Output
 from .procfile import Entry
 from .settings import ROOT
 from .supervisor import Supervisor
-from .units import as_duration, as_size
+from .units import as_duration, as_size, size
 
 
 class CommandError(Exception):
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Run one command; returns the exit code. Mistakes are printed to stderr, one line each."""
     arguments = _parser().parse_args(argv)
     try:
-        _complete_environment(os.environ)
+        complete_environment(os.environ)
         return arguments.run(arguments)
     except CommandError as error:
         lines = error.args
@@ -58,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status, "show what runs").add_argument("--json", action="store_true", help="as JSON")
     add("restart", _restart, "stop and start one process").add_argument("name", metavar="NAME")
     add("stop", _stop, "stop the dyno, jobs and requests in flight first")
+    add("inspect", _inspect, "look into the running dyno and send jobs round, as `make verify` does; JSON")
     add("check", _check, "report every mistake in the files and settings; start nothing")
+    plan = add("plan", _plan, "show how many of each process fit, and why")
+    plan.add_argument("--memory", type=size, metavar="SIZE", help="for a dyno of this size, like 512m")
+    plan.add_argument("--cpus", type=float, metavar="NUMBER", help="for so many CPUs")
+    plan.add_argument("--connections", type=int, metavar="NUMBER", help="for so many database connections")
+    plan.add_argument("--json", action="store_true", help="as JSON")
     release = add("release", _release, "run the release command, unless RELEASE_AT_START leaves it to the dyno's start")
     release.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its words")
     once = add("run", _run, "run one command in the dyno's environment")
@@ -66,12 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complete_environment(environ: MutableMapping[str, str]) -> None:
+def complete_environment(environ: MutableMapping[str, str]) -> None:
     """Add what .env says and is not set, and put this Python's programs first on PATH."""
     dotenv = ROOT / ".env"
     if dotenv.is_file():
         for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
             environ.setdefault(name, value)
+    # Heroku's buildpack guesses it for a web that has the whole dyno to itself.
+    if environ.pop("WEB_CONCURRENCY_SET_BY", None):
+        environ.pop("WEB_CONCURRENCY", None)
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONUNBUFFERED"] = "1"
 
@@ -91,7 +102,8 @@ def _check(_arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    entries, lines = _mistakes(arguments.names)
+    names = arguments.names or settings.get("DYNO_RUNS")
+    entries, lines = _mistakes(names)
     serves = any(entry.name == "web" for entry in entries)
     if not lines and serves and (taken := preflight.port_in_use(os.environ)):
         lines.append(taken)
@@ -102,6 +114,7 @@ def _start(arguments: argparse.Namespace) -> int:
     _lock(folder)
     os.environ["PORT"] = str(settings.get("PORT"))
     os.environ["BOILER_STATUS"] = str(folder / "status")
+    os.environ["STATUS_TOKEN"] = settings.get("STATUS_TOKEN") or secrets.token_urlsafe(32)
     embedded = None if settings.get("DATABASE_URL") else _embedded()
     # Of dynos that share a database, the one with the web process migrates it.
     inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
@@ -113,6 +126,7 @@ def _start(arguments: argparse.Namespace) -> int:
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
+            only=names,
             note_groups=groups.write,
             database_ready=embedded.serves if embedded else lambda: True,
         )
@@ -218,6 +232,29 @@ def _status_lines(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _inspect(_arguments: argparse.Namespace) -> int:
+    """Look with the running dyno's own environment: a shell in the dyno may have none of it (Heroku's has not)."""
+    environ = _ask({"command": "environment"})["environment"]
+    return subprocess.run([sys.executable, "app/manage.py", "inspect"], cwd=ROOT, env=environ, check=False).returncode
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    machine = sizing.here(settings.get("DYNO_RAM"))
+    given = {name: value for name in ("memory", "cpus", "connections") if (value := getattr(arguments, name))}
+    plan = sizing.plan(replace(machine, **given))
+    chosen = {name: settings.get(name) for name in plan.values if os.environ.get(name)}
+    if arguments.json:
+        print(json.dumps(plan.values | chosen, indent=2))
+        return 0
+    print(f"for {as_size(plan.machine.memory)} and {plan.machine.cpus:g} CPUs:")
+    for name, value in plan.values.items():
+        what = f"set by you, planned were {value}" if name in chosen else plan.reasons[name]
+        print(f"  {name + '=' + str(chosen.get(name, value)):<28} {what}")
+    verdict = "" if plan.fits else ": more than there is, jobs or requests may end in the out-of-memory killer"
+    print(f"in use under full load: about {as_size(plan.used)}{verdict}")
+    return 0
+
+
 def _restart(arguments: argparse.Namespace) -> int:
     old = _ask({"command": "restart", "name": arguments.name})["pid"]
     while True:
@@ -244,29 +281,26 @@ def _release(arguments: argparse.Namespace) -> int:
     if settings.get("RELEASE_AT_START"):
         print("RELEASE_AT_START=1: the dyno runs this at its start")
         return 0
-    return _call(arguments.command)
+    return _call(arguments.command, dict(os.environ))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a one-off command: beside the running dyno, or with the embedded PostgreSQL just for it."""
+    """Run a one-off command: in the running dyno's environment, or with the embedded PostgreSQL just for it."""
     if not arguments.command:
         raise CommandError("name the command to run: app/boil run python app/manage.py shell")
-    if settings.get("DATABASE_URL") or _is_running():
-        return _call(arguments.command)
-    with _embedded().serving():
-        return _call(arguments.command)
-
-
-def _is_running() -> bool:
     try:
-        status.ask(settings.runtime_dir() / "status", {"command": "status"}, timeout=10)
+        running = status.ask(settings.runtime_dir() / "status", {"command": "environment"}, timeout=10)
     except OSError:
-        return False
-    return True
+        running = {"environment": {}}
+    environ = {**running["environment"], **os.environ}  # a shell in the dyno may have none of it (Heroku's has not)
+    if environ.get("DATABASE_URL"):
+        return _call(arguments.command, environ)
+    with _embedded().serving():
+        return _call(arguments.command, dict(os.environ))
 
 
-def _call(command: list[str]) -> int:
+def _call(command: list[str], environ: Mapping[str, str]) -> int:
     try:
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, env=environ, check=False).returncode
     except OSError as error:
         raise CommandError(f"{command[0]}: {error.strerror}") from None

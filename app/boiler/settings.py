@@ -7,7 +7,9 @@ value means the same to each of them. The table in README.md lists the same name
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +72,12 @@ def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
+def _path(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError("must be one word of letters, digits, _ and -")
+    return text
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if not text:
@@ -109,7 +117,7 @@ SETTINGS: dict[str, Setting] = {
             secret=True,
         ),
         Setting("EMBEDDED_POSTGRES", "", "folder of the embedded PostgreSQL's data; `.postgres` if unset"),
-        Setting("DATABASE_POOL", "4", "database connections of one gunicorn worker", _whole(1, 100)),
+        Setting("DATABASE_POOL", "", "database connections of one gunicorn worker", _whole(1, 100)),
         Setting("DATABASE_WAIT", "30", "seconds to wait at start for a database that is starting", _whole(0, 3600)),
         Setting(
             "RELEASE_AT_START",
@@ -142,26 +150,40 @@ SETTINGS: dict[str, Setting] = {
         Setting("DJANGO_HTTPS", "1", "0 for a host without TLS: no redirect, no secure cookies", _switch),
         Setting("PORT", "5000", "the port that gunicorn listens on", _whole(1, 65535)),
         Setting("BIND_ADDRESS", "0.0.0.0", "the address that gunicorn listens on"),  # noqa: S104 (platforms need it)
-        Setting("WEB_CONCURRENCY", "2", "gunicorn workers", _whole(1, 64)),
+        Setting("ADMIN_PATH", "admin", "where Django's admin is", _path),
+        Setting("WEB_CONCURRENCY", "", "gunicorn workers", _whole(1, 64)),
         Setting(
             "WEB_WORKER_CLASS",
             "gevent",
             "gunicorn's worker class: gevent, gthread or sync",
             _one_of("gevent", "gthread", "sync"),
         ),
-        Setting("WEB_CONNECTIONS", "1000", "connections that one gevent worker holds", _whole(1, 100000)),
+        Setting("WEB_CONNECTIONS", "", "connections that one gevent worker holds", _whole(1, 100000)),
+        Setting("WEB_MAX_REQUESTS", "", "requests after which a fresh gunicorn worker takes over", _whole(0, 10**9)),
         Setting(
             "WEB_LINGER", "0", "seconds that the web goes on accepting after SIGTERM, for slow routers", _whole(0, 60)
         ),
         Setting("WEB_THREADS", "8", "threads of one gthread worker", _whole(1, 1000)),
-        Setting("WORKER_CONCURRENCY", "2", "Celery pool children: jobs that run at once", _whole(1, 1000)),
+        Setting("WORKER_CONCURRENCY", "", "Celery pool children: jobs that run at once", _whole(1, 1000)),
+        Setting(
+            "WORKER_CHILD_MEMORY",
+            "",
+            "MB of a pool child after whose job a fresh one takes over",
+            _whole(1, 10**6),
+        ),
+        Setting(
+            "DYNO_RAM", "0", "MB of the dyno, as Heroku says it; a container's own limit is found", _whole(0, 10**7)
+        ),
         Setting("DYNO_GRACE", "30", "seconds between the platform's SIGTERM and its SIGKILL", _whole(2, 3600)),
         Setting(
             "STATUS_TOKEN",
             "",
-            "bearer token of `/statusz`, by which `make verify` looks into the dyno over HTTP",
+            "bearer token of `/statusz`, by which `make verify` looks into the dyno; made anew at each start if unset",
             _token,
             secret=True,
+        ),
+        Setting(
+            "DYNO_RUNS", "", "lines of LocalProcfile that `boil start` runs, with commas between; all if unset", _names
         ),
         Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
         Setting(
@@ -172,6 +194,7 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("JOBS_PER_CALL", "1000", "jobs that one call of POST /jobs may bring", _whole(1, 100000)),
         Setting("JOBS_WAITING", "10000", "jobs that may wait before POST /jobs answers 429", _whole(1, 10**9)),
+        Setting("BENCH_PAUSE", "60", "seconds between two benchmarks that visitors may run", _whole(0, 86400)),
         Setting("JOBS_KEPT", "3600", "seconds that finished demo jobs are kept", _whole(1, 10**9)),
         Setting(
             "LOG_LEVEL",
@@ -184,17 +207,23 @@ SETTINGS: dict[str, Setting] = {
 
 
 def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
-    """The value of a setting, parsed. An empty variable counts as unset.
+    """The value of a setting, parsed. An empty variable counts as unset; what it is then may be the plan's.
 
     Raises SettingError with the reason if the value can't be used; a secret's value is never in it.
     """
     setting = SETTINGS[name]
-    text = (os.environ if environ is None else environ).get(name) or setting.default
+    text = (os.environ if environ is None else environ).get(name) or setting.default or _planned(name, environ)
     try:
         return setting.parse(text)
     except ValueError as error:
         shown = name if setting.secret else f"{name}={text}"
         raise SettingError(f"{shown}: {error}; correct or unset it") from None
+
+
+def _planned(name: str, environ: Mapping[str, str] | None) -> str:
+    from . import sizing  # noqa: PLC0415 (which reads settings itself)
+
+    return sizing.default(name, environ)
 
 
 def secret_key(environ: Mapping[str, str] | None = None) -> str:
@@ -207,6 +236,11 @@ def secret_key(environ: Mapping[str, str] | None = None) -> str:
             """python3 -c "import secrets; print(secrets.token_urlsafe(50))" """.rstrip()
         )
     return key
+
+
+def key_fingerprint(key: str) -> str:
+    """Eight letters by which two dynos tell whether they have the same secret key; they give nothing of it away."""
+    return hmac.new(key.encode(), b"double boiler: fingerprint", hashlib.sha256).hexdigest()[:8]
 
 
 def runtime_dir(environ: Mapping[str, str] | None = None) -> Path:

@@ -7,7 +7,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ class Supervisor:
 
     `inners` are started in their order: the database is waited for until `database_ready` says so, a
     process of kind ONCE until it has ended. A RuntimeError from `database_ready` ends the dyno. `grace` is
-    in seconds. `parent_pipe` is a descriptor that reads as closed when the init process is gone;
-    `note_groups` is told the process groups there are, at every change.
+    in seconds. `only` names the lines of LocalProcfile that were asked for, if not all. `parent_pipe` is a
+    descriptor that reads as closed when the init process is gone; `note_groups` is told the process groups
+    there are, at every change.
     """
 
     def __init__(  # noqa: PLR0913 (its parts are passed in, so that tests need no platform)
@@ -39,12 +40,14 @@ class Supervisor:
         socket_path: Path,
         grace: float,
         parent_pipe: int,
+        only: Sequence[str] = (),
         note_groups: Callable[[list[int]], None] = lambda _: None,
         database_ready: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inners = inners
         self.grace = grace
+        self.only = list(only)
         self.state = State.STARTING
         self.exit_code = 0
         self._output = output
@@ -279,6 +282,8 @@ class Supervisor:
         command = request.get("command")
         if command == "status":
             return self.status()
+        if command == "environment":  # to its own user, who could read it in /proc as well
+            return {"environment": dict(os.environ)}
         if command == "stop":
             self.stop("boil stop")
             return {"pid": os.getpid(), "grace": self.grace}
@@ -310,6 +315,7 @@ class Supervisor:
                 "state": self.state,
                 "uptime": round(now - self._began, 3),
                 "grace": self.grace,
+                "only": self.only,
                 "memory": processes.memory(os.getpid()) + processes.memory(os.getppid()),
             },
             "processes": [self._status_of(inner, now, table) for inner in shown],

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import re
 
-def as_size(size: float) -> str:
+MB = 1 << 20
+SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmg]?)i?b?", re.IGNORECASE)
+
+
+def size(text: str) -> int:
+    """Bytes of `512m`, `512MB`, `0.5 GiB`, `1000`; in powers of 1,024. Raises ValueError."""
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size like 512m or 1g")
+    return int(float(match[1]) * {"": 1, "k": 1 << 10, "m": MB, "g": 1 << 30}[match[2].lower()])
+
+
+def as_size(amount: float) -> str:
     """Bytes as mebibytes: `41.3 MB`."""
-    return f"{size / 2**20:.1f} MB"
+    return f"{amount / MB:.1f} MB"
 
 
 def as_duration(seconds: float) -> str:

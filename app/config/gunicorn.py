@@ -22,6 +22,8 @@ try:
     kind = get("WEB_WORKER_CLASS")
     workers = get("WEB_CONCURRENCY")
     worker_connections = get("WEB_CONNECTIONS")
+    max_requests = get("WEB_MAX_REQUESTS")
+    max_requests_jitter = max_requests // 10  # so that they do not all go at once
     threads = get("WEB_THREADS") if kind == "gthread" else 1
     bind = f"{get('BIND_ADDRESS')}:{get('PORT')}"
     loglevel = get("LOG_LEVEL")

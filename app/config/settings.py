@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 import sys
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 
-from boiler.settings import ROOT, SettingError, broker, database_url, get, secret_key
+from boiler.settings import ROOT, SettingError, broker, database_url, get, key_fingerprint, secret_key
 
 BASE_DIR = ROOT / "app"
 
@@ -27,7 +28,6 @@ GREENLETS = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_m
 POOLED = WEB or GREENLETS
 
 POSTGRES_OPTIONS: dict[str, Any] = {
-    "application_name": PROCESS,  # pg_stat_activity shows whose connection it is
     "connect_timeout": 5,
     # A database host that vanished without a word is noticed after 10 + 3 x 5 s instead of two hours.
     "keepalives_idle": 10,
@@ -40,7 +40,7 @@ POSTGRES_OPTIONS: dict[str, Any] = {
 def database(url: str) -> dict[str, Any]:
     """DATABASES["default"] for this process; what the URL's query says goes before our options."""
     config: dict[str, Any] = {**dj_database_url.parse(url)}
-    options = {**POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
+    options = {"application_name": APPLICATION_NAME, **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
     if not POOLED:
         return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
     # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
@@ -56,16 +56,24 @@ try:
     LOG_LEVEL = get("LOG_LEVEL").upper()
     ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
     SECRET_KEY = "only to collect static files" if COLLECTING else secret_key()
+    # pg_stat_activity shows whose connection it is, and whether all dynos have the same secret key.
+    APPLICATION_NAME = f"{PROCESS} {key_fingerprint(SECRET_KEY)}"
     DATABASES = {} if COLLECTING else {"default": database(database_url())}
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
     CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")
+    CELERY_WORKER_MAX_MEMORY_PER_CHILD = get("WORKER_CHILD_MEMORY") * 1024  # KB
 except SettingError as error:
     raise SystemExit(f"error: {error}") from None
 
 INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
     "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
     "django.contrib.staticfiles",
+    "axes",
     "django_celery_beat",
     "jobs",
     "demo",
@@ -73,15 +81,32 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # First: a platform's health check comes by plain http and with a host name of its own.
     "jobs.health.HealthMiddleware",
+    "jobs.statusz.StatusMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "config.operator.AdminSessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
+    "config.operator.AdminAuthenticationMiddleware",
+    "config.operator.AdminMessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
-TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -94,6 +119,22 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 # W005, W021: whether HSTS holds for the subdomains too, and for good, is for the owner of the domain to say.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
+# --- the operator's login ---
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
+]
+# By address and not by name: a stranger who knows the operator's name must not be able to lock the operator out.
+AXES_LOCKOUT_PARAMETERS = ["ip_address"]
+AXES_CLIENT_IP_CALLABLE = "config.operator.client_address"
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_DISABLE_ACCESS_LOG = True
+AXES_VERBOSE = False
+
 # --- static files ---
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
@@ -103,7 +144,7 @@ WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "config.static.StaticStorage"
         if COLLECTED
         else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },

@@ -40,6 +40,8 @@ from gunicorn.workers import ggevent, gthread, sync
 
 from boiler.settings import get
 
+from .stopping import at_stop
+
 # All times are seconds.
 # Connections are taken at least this long after SIGTERM: where every process of the dyno gets it at once, the
 # master may have it last, and until then it holds the listening socket open; and a client whose handshake is
@@ -170,6 +172,8 @@ class GeventWorker(ggevent.GeventWorker):
             self.notify()
             self._stop_asked.wait(1.0)
         stopping = Stopping.now(self.cfg.graceful_timeout)
+        for leave in at_stop:
+            leave()
         gevent.sleep(left(stopping.closes))
         for server in servers:
             self._take_backlog(server, stopping.ends)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from boiler.settings import get
+from boiler.sizing import memory_limit
 from boiler.status import ask
+from boiler.units import MB
 
 ABOUT = {
     "gunicorn": "gunicorn, answers requests",
@@ -19,12 +22,15 @@ ABOUT = {
 
 
 def look() -> dict[str, Any]:
-    """The boiler, its processes (memory: with their children) and the memory of all; bytes and seconds.
+    """The boiler, its processes (memory: with their children), the memory of all and its limit; bytes and seconds.
 
-    `boiler` is None if no boiler started the app. Raises OSError if the boiler doesn't answer within 2 s.
+    `limit` is None where the dyno has none, `boiler` if no boiler started the app. Raises OSError if the boiler
+    doesn't answer within 2 s.
     """
     path = os.environ.get("BOILER_STATUS")
-    return _look(path, int(time.monotonic())) if path else {"boiler": None, "processes": [], "memory": None}
+    if not path:
+        return {"boiler": None, "processes": [], "memory": None, "limit": None}
+    return _look(path, int(time.monotonic()))
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +42,14 @@ def _look(path: str, _second: int) -> dict[str, Any]:
         "boiler": {key: boiler[key] for key in ("pid", "state", "memory")} | {"uptime": int(boiler["uptime"])},
         "processes": [_process(process) for process in processes],
         "memory": boiler["memory"] + sum(process["memory"] for process in processes),
+        "limit": _limit(),
     }
+
+
+@cache
+def _limit() -> int | None:
+    """What the container or the platform allows, the smaller of both."""
+    return min((limit for limit in (memory_limit(), get("DYNO_RAM") * MB) if limit), default=None)
 
 
 def _process(process: dict[str, Any]) -> dict[str, Any]:

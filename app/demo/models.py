@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from django.db import connection, models
@@ -46,6 +48,7 @@ class Job(models.Model):
             # finished jobs, and pruning among many queued ones.
             models.Index("id", name="demo_job_queued", condition=models.Q(state="queued")),
             models.Index("finished", name="demo_job_finished", condition=models.Q(finished__isnull=False)),
+            models.Index("id", name="demo_job_running", condition=models.Q(state="running")),
         )
 
     def __str__(self) -> str:
@@ -62,17 +65,21 @@ class Job(models.Model):
         return self.finished and self.finished - self.started
 
     @classmethod
-    def add(cls, kind: str, seconds: float, count: int) -> list[int]:
-        """Store so many jobs that are all alike; returns their ids.
+    def add(cls, orders: Sequence[tuple[str, float, int]]) -> list[list[int]]:
+        """Store for each (kind, seconds, count) so many jobs that are all alike; returns their ids.
 
         PostgreSQL makes the rows: bulk_create would keep a web worker busy for 0.1 s per 1,000 jobs.
         """
+        kinds, seconds, counts = (list(column) for column in zip(*orders, strict=True))
         with connection.cursor() as cursor:
             cursor.execute(
-                "INSERT INTO demo_job (kind, seconds) SELECT %s, %s FROM generate_series(1, %s) RETURNING id",
-                [kind, seconds, count],
+                "INSERT INTO demo_job (kind, seconds) SELECT kind, seconds"
+                " FROM unnest(%s::text[], %s::float8[], %s::int[]) WITH ORDINALITY AS o(kind, seconds, count, place),"
+                " generate_series(1, count) ORDER BY place RETURNING id",
+                [kinds, seconds, counts],
             )
-            return [row[0] for row in cursor.fetchall()]
+            ids = iter(sorted(row[0] for row in cursor.fetchall()))
+        return [list(islice(ids, count)) for count in counts]
 
     def as_json(self) -> dict[str, Any]:
         """The job as the API shows it; timestamps in ISO 8601, null for what has not happened yet."""
@@ -87,3 +94,12 @@ class Job(models.Model):
             "runs": self.runs,
             "error": self.error or None,
         }
+
+
+class Bench(models.Model):
+    """The last benchmark that a visitor ran: when it began."""
+
+    began = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"benchmark of {self.began}"

@@ -12,13 +12,23 @@ from celery import Task, shared_task
 from celery.exceptions import Reject
 from celery.signals import task_failure
 from django.db import InterfaceError, OperationalError, connection
-from django.db.models import F
 from django.db.models.functions import Now
 
 from boiler.settings import get
 from jobs.parking import Parked
 
 from .models import Job
+
+# Written out, because Django would make them anew for every job: more work (measured: 60 % of all that a pool child
+# does for the shortest job) than sending them and running the job.
+START = """
+    UPDATE demo_job SET state = 'running', pid = %(pid)s, started = statement_timestamp(), runs = runs + 1
+    WHERE id = %(id)s AND state IN ('queued', 'running')
+"""
+FINISH = """
+    UPDATE demo_job SET state = %(state)s, finished = statement_timestamp(), error = %(error)s
+    WHERE id = %(id)s AND state = 'running'
+"""
 
 
 def burn(seconds: float) -> None:
@@ -63,9 +73,9 @@ def cook(job_id: int, kind: str, seconds: float) -> None:
     A job that was delivered again after its end is left alone; one that a killed worker left running
     starts anew.
     """
-    started = Job.objects.filter(pk=job_id, state__in=(Job.State.QUEUED, Job.State.RUNNING)).update(
-        state=Job.State.RUNNING, pid=os.getpid(), started=Now(), runs=F("runs") + 1
-    )
+    with connection.cursor() as cursor:
+        cursor.execute(START, {"id": job_id, "pid": os.getpid()})
+        started = cursor.rowcount
     if not started:
         return
     try:
@@ -78,7 +88,8 @@ def cook(job_id: int, kind: str, seconds: float) -> None:
 
 def finish(job_id: int, state: Job.State, error: str = "") -> None:
     """Record the end of a running job; the first end counts if it was delivered twice at once."""
-    Job.objects.filter(pk=job_id, state=Job.State.RUNNING).update(state=state, finished=Now(), error=error)
+    with connection.cursor() as cursor:
+        cursor.execute(FINISH, {"id": job_id, "state": state, "error": error})
 
 
 def one_line(error: Exception) -> str:

@@ -7,26 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
-from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse, UnreadablePostError
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
-from kombu.exceptions import OperationalError as BrokerError
 
-from . import dyno, orders
+from boiler.settings import get
+
+from . import bench, dyno, live, orders
 from .models import Job
-from .orders import Refusal
+from .orders import UNREACHABLE, Refusal
 
 logger = logging.getLogger(__name__)
 
-UNREACHABLE = (OperationalError, InterfaceError, BrokerError)
 MAX_BODY = 10_000  # bytes; an order takes a hundred
 CHUNK, DRAINED = 65_536, 128  # read and drop up to 8 MB of a body that is too large
 MAX_IDS = 400  # of nine digits each they still fit into gunicorn's request line of 4,094 bytes
 RECENT = 12  # jobs on the page
+ROOM = 100  # connections of a gunicorn worker that streams leave to requests
 KINDS = (
     (Job.Kind.SLEEP, "only waits"),
     (Job.Kind.CPU, "burns processor time"),
@@ -116,6 +117,49 @@ class Status(Api):
             raise Refusal(503, "The boiler doesn't answer: try again in some seconds.", 5) from None
 
 
+class Events(Api):
+    """`GET /events`: what happens in the dyno, as server-sent events without end."""
+
+    def get(self, _request: HttpRequest) -> StreamingHttpResponse:
+        """The feed. Refused where a stream would keep a thread or a process busy, or leave no room for requests."""
+        if not settings.GREENLETS:
+            raise Refusal(501, "This gunicorn can't stream: ask for /now.")
+        connections = get("WEB_CONNECTIONS")
+        if live.feed.watching >= max(connections // 2, connections - ROOM):
+            raise Refusal(503, "Too many are watching: ask for /now.", 10)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep it back
+        return StreamingHttpResponse(live.feed.watch(), content_type="text/event-stream", headers=headers)
+
+
+class Now(Api):
+    """`GET /now`: one frame of the feed."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """What has happened since `?after=`, which the frame before told."""
+        after = None
+        if "after" in request.GET:
+            try:
+                after = float(request.GET["after"])
+            except ValueError:
+                after = -1.0
+            if not 0 <= after < 1e10:
+                raise Refusal(400, "after must be the number that the answer before had.")
+        return answer(live.Look(after).frame())
+
+
+class BenchTurn(Api):
+    """`POST /bench`: a turn for the benchmark."""
+
+    def post(self, _request: HttpRequest) -> HttpResponse:
+        """201 and the course, or a refusal that says when."""
+        return answer(bench.begin(), 201)
+
+
+def hello(_request: HttpRequest) -> HttpResponse:
+    """`GET /hello`: what a request costs that needs neither the database nor the queue."""
+    return HttpResponse("hello\n", content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
 class Page(View):
     """`GET /` shows the dyno and the latest jobs; `POST /` orders one without JavaScript."""
 
@@ -151,7 +195,10 @@ class Page(View):
             "rows": RECENT,
             "jobs_url": request.build_absolute_uri(reverse("demo:jobs")),
             "kind": request.POST.get("kind", Job.Kind.SLEEP),
-            "seconds": request.POST.get("seconds", "1"),
+            "seconds": request.POST.get("seconds", "0.1"),
+            "streams": settings.GREENLETS,
+            "stages": bench.COURSE,
+            "course_seconds": bench.STAGE * len(bench.COURSE),
             "max_seconds": orders.MAX_SECONDS,
         }
         response = render(request, "demo/page.html", context, status=refusal.status if refusal else 200)

@@ -24,6 +24,7 @@ from .courier import one_line
 from .database import connect
 
 LOCK = crc32(b"double boiler: beat")
+ELECTION = "election"  # the last word of the name of a connection that holds the lock or asks for it
 STANDBY = 2.0  # seconds between two tries to become the leader
 # Session settings that make PostgreSQL notice within 5 + 3 x 2 s that a leader's machine is gone.
 NOTICE_ABSENCE = {
@@ -53,7 +54,7 @@ class Leadership:
         """Whether the lock is ours, after taking it if it is free. Raises psycopg.Error."""
         try:
             if self._session is None:
-                self._session = connect(**NOTICE_ABSENCE)
+                self._session = connect(**NOTICE_ABSENCE, application_name=f"{settings.APPLICATION_NAME} {ELECTION}")
             # Asking for a held lock again would count it twice; an answer alone says that the session lives.
             query = "SELECT true" if self.held else f"SELECT pg_try_advisory_lock({LOCK})"
             (self.held,) = self._session.execute(query).fetchone()
@@ -138,6 +139,19 @@ class LeaderScheduler(DatabaseScheduler):
             if isinstance(error.__context__, TRANSIENT):
                 raise error.__context__ from None
             logger.exception("the scheduled job %s can't be sent", entry.name)
+
+    def schedule_changed(self) -> bool:
+        """Whether the schedule was changed since it was read. Raises django.db.Error.
+
+        The library compares two looks, so it overlooks a change between its reading and its first look, and
+        the first change of all.
+        """
+        return self.Changes.last_change() != self._last_timestamp
+
+    def all_as_schedule(self) -> dict[str, ModelEntry]:
+        """Read the schedule; what changes meanwhile counts as changed afterwards."""
+        self._last_timestamp = self.Changes.last_change()
+        return super().all_as_schedule()
 
     def should_sync(self) -> bool:
         """Never: `apply_entry` leaves nothing unsaved, and saving closes the connection of its transaction."""

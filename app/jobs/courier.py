@@ -3,6 +3,10 @@
 A message that a worker holds is invisible to the others for LEASE seconds, and the courier of a living
 worker renews that every RENEW seconds: what a killed worker held comes back soon, however long its jobs
 take. A lost connection is no concern of Celery's: the jobs go on, and their acknowledgements wait.
+
+While jobs are short, round trips to the database would take longer than the jobs: the courier fetches ahead what
+will be run within AHEAD seconds, and gathers acknowledgements for GATHER seconds. Celery still gets no more than it
+asked for, and what lies here while long jobs run goes back, for other workers to take.
 """
 
 from __future__ import annotations
@@ -11,10 +15,9 @@ import json
 import logging
 import selectors
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic, sleep
 from typing import Any
 
@@ -30,10 +33,21 @@ POLL = 1.0  # seconds between two looks for what no NOTIFY tells: leases that ra
 RETRY = 0.5  # seconds between two attempts to reach PostgreSQL
 GOODBYE = 3.0  # seconds for the last acknowledgements
 FETCH = 10  # messages at once if Celery sets no limit
+AHEAD = 0.1  # seconds of work to hold beyond what Celery asked for, at the pace of the last AHEAD seconds
+MOST_AHEAD = 200  # messages
+GATHER = 0.01  # seconds between two round trips while there is work at hand
+STALL = 0.5  # seconds in which nothing was taken: what was fetched ahead goes back
 
 READ = "SELECT msg_id, read_ct, message::text FROM pgmq.read(%(queue)s, %(lease)s, %(room)s)"
 DELETE = "SELECT pgmq.delete(%(queue)s, %(ids)s::bigint[])"
 PUT_BACK = "SELECT pg_notify(%(channel)s, ''), count(*) FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], 0)"
+# For messages that nobody took: the delivery does not count (jobs/parking.py counts the others).
+PUT_BACK_UNREAD = """
+    WITH back AS (
+        UPDATE pgmq.{table} SET vt = clock_timestamp(), read_ct = read_ct - 1 WHERE msg_id = ANY(%(ids)s::bigint[])
+    )
+    SELECT pg_notify(%(channel)s, '')
+"""
 EXTEND = "SELECT count(*) FROM pgmq.set_vt(%(queue)s, %(ids)s::bigint[], %(lease)s)"
 ARCHIVE = "SELECT pgmq.archive(%(queue)s, %(ids)s::bigint[])"
 
@@ -70,17 +84,20 @@ class Courier:
     def __init__(self) -> None:
         self.limit = 0  # messages to hold before no more are fetched; 0 for no limit
         self._queues: set[str] = set()
-        self._inbox: SimpleQueue[tuple[dict[str, Any], str]] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._inbox: deque[tuple[dict[str, Any], str]] = deque()
+        self._lock = threading.Condition(threading.Lock())
         self._held: dict[str, Held] = {}
         self._done: list[Held] = []
         self._returned: list[Held] = []
+        self._unread: list[Held] = []
         self._strange: list[Held] = []
         self._closing = False
         self._thread: threading.Thread | None = None
         self._to_do = Doorbell()  # wakes the thread
         self.arrived = Doorbell()  # rings after messages came in
-        self._poll_at = self._renew_at = 0.0  # by monotonic()
+        self._poll_at = self._renew_at = self._round_at = self._taken_at = self._measured_at = 0.0  # by monotonic()
+        self._ahead = 0  # messages to hold beyond the limit
+        self._settled = 0  # messages since _measured_at
         self._maybe_more = False  # the queue was not found empty since the last NOTIFY
 
     # --- what the transport calls ---
@@ -97,40 +114,57 @@ class Courier:
         """Fetch no more from this queue and put back what was not taken."""
         with self._lock:
             self._queues = self._queues - {queue}
-            kept = []
-            with suppress(Empty):
-                while True:
-                    message, origin = self._inbox.get_nowait()
-                    if origin == queue:
-                        self._returned.append(self._held.pop(message["properties"]["delivery_tag"]))
-                    else:
-                        kept.append((message, origin))
-            for item in kept:
-                self._inbox.put(item)
+            self._return_unread({queue})
         self._to_do.ring()
 
     def take(self, timeout: float = 0) -> tuple[dict[str, Any], str]:
         """The next message and its queue. Raises queue.Empty after `timeout` seconds."""
-        return self._inbox.get(block=timeout > 0, timeout=timeout)
+        with self._lock:
+            if not self._lock.wait_for(self._may_take, timeout):
+                raise Empty
+            self._taken_at = monotonic()
+            return self._inbox.popleft()
+
+    def _may_take(self) -> bool:
+        """Whether there is a message, and Celery holds less than its limit."""
+        return bool(self._inbox) and (not self.limit or len(self._held) - len(self._inbox) < self.limit)
 
     def done(self, tag: str) -> None:
         """Delete a message that was taken."""
         with self._lock:
-            if held := self._held.pop(tag, None):
-                self._done.append(held)
+            self._done += self._let_go(tag)
         self._to_do.ring()
 
     def put_back(self, tag: str) -> None:
         """Make a message that was taken visible to all workers."""
         with self._lock:
-            if held := self._held.pop(tag, None):
-                self._returned.append(held)
+            self._returned += self._let_go(tag)
         self._to_do.ring()
+
+    def _let_go(self, tag: str) -> list[Held]:
+        """The message of this tag, if it is still held; Celery may have the next one instead. The lock must be held."""
+        held = self._held.pop(tag, None)
+        if held is None:
+            return []
+        self._settled += 1
+        if self._may_take():
+            self._lock.notify()
+            self.arrived.ring()
+        return [held]
+
+    def _return_unread(self, queues: set[str]) -> None:
+        """Put back what was fetched ahead from these queues. The lock must be held."""
+        kept = [item for item in self._inbox if item[1] not in queues]
+        for message, queue in self._inbox:
+            if queue in queues:
+                self._unread.append(self._held.pop(message["properties"]["delivery_tag"]))
+        self._inbox = deque(kept)
 
     def close(self) -> None:
         """Settle everything, put back what is still held, and end the thread; takes at most GOODBYE seconds."""
         if self._thread:
             with self._lock:
+                self._return_unread(self._queues)
                 self._returned += self._held.values()
                 self._held.clear()
                 self._queues = set()
@@ -176,7 +210,7 @@ class Courier:
                     listening.add(queue)
                 self._round(connection)
                 with self._lock:
-                    if self._closing and not (self._done or self._returned):
+                    if self._closing and not self._to_settle():
                         return
                 self._rest(connection, selector)
 
@@ -186,26 +220,54 @@ class Courier:
     def _rest(self, connection: psycopg.Connection, selector: selectors.BaseSelector) -> None:
         """Wait until something is to be done."""
         with self._lock:
-            busy = self._done or self._returned or (self._maybe_more and self._room())
-        timeout = 0 if busy else max(0.0, min(self._poll_at, self._renew_at) - monotonic())
+            busy = self._to_settle() or (self._maybe_more and self._room())
+            hurry = not self._inbox or self._closing
+        now = monotonic()
+        if busy:
+            sleep(0 if hurry else max(0.0, self._round_at + GATHER - now))
+            timeout = 0.0
+        else:
+            stall_at = self._poll_at if hurry else self._taken_at + STALL
+            timeout = max(0.0, min(self._poll_at, self._renew_at, stall_at) - now)
         selector.select(timeout)
         self._to_do.silence()
         connection.pgconn.consume_input()
         while connection.pgconn.notifies():
             self._expect_more()
 
+    def _to_settle(self) -> bool:
+        return bool(self._done or self._returned or self._unread)
+
     def _room(self) -> int:
-        """How many messages may be fetched now."""
+        """How many messages may be fetched now; 0 also for so few that it is better to wait for more room."""
         if not self._queues:
             return 0
-        return max(0, self.limit - len(self._held)) if self.limit else FETCH
+        if not self.limit:
+            return FETCH
+        room = self.limit + self._ahead - len(self._held)
+        return room if room > 0 and room >= self._ahead / 2 else 0
+
+    def _look_ahead(self, now: float) -> None:
+        """Work out from the pace of the last jobs how many to fetch ahead; give back what nobody comes to take."""
+        if now - self._measured_at >= AHEAD:
+            self._ahead = min(MOST_AHEAD, int(self._settled * AHEAD / (now - self._measured_at)))
+            self._settled, self._measured_at = 0, now
+        if self._inbox and now >= self._taken_at + STALL:
+            self._return_unread(self._queues)
 
     def _round(self, connection: psycopg.Connection) -> None:
         """Settle, renew and fetch, all in one round trip."""
         now = monotonic()
+        self._round_at = now
         with self._lock:
-            settled = [(DELETE, self._done), (PUT_BACK, self._returned), (ARCHIVE, self._strange)]
-            self._done, self._returned, self._strange = [], [], []
+            self._look_ahead(now)
+            settled = [
+                (DELETE, self._done),
+                (PUT_BACK, self._returned),
+                (PUT_BACK_UNREAD, self._unread),
+                (ARCHIVE, self._strange),
+            ]
+            self._done, self._returned, self._unread, self._strange = [], [], [], []
             held = list(self._held.values()) if now >= self._renew_at else []
             room = self._room() if self._maybe_more or now >= self._poll_at else 0
             queues = self._queues
@@ -226,14 +288,17 @@ class Courier:
             with connection.pipeline():
                 for query, queue, ids in statements:
                     connection.execute(
-                        query, {"queue": queue, "ids": ids, "lease": LEASE, "channel": notify_channel(queue)}
+                        sql.SQL(query).format(table=sql.Identifier(f"q_{queue}".lower())),
+                        {"queue": queue, "ids": ids, "lease": LEASE, "channel": notify_channel(queue)},
                     )
                 reads = [
                     (q, connection.execute(READ, {"queue": q, "lease": LEASE, "room": room})) for q in queues if room
                 ]
         except psycopg.Error:
             with self._lock:
-                self._done[:0], self._returned[:0], self._strange[:0] = (messages for _, messages in settled)
+                lists = (self._done, self._returned, self._unread, self._strange)
+                for messages, (_, unsettled) in zip(lists, settled, strict=True):
+                    messages[:0] = unsettled
             raise
         for queue, cursor in reads:
             self._receive(queue, cursor.fetchall(), room)
@@ -253,7 +318,9 @@ class Courier:
                     self._returned.append((queue, msg_id))
                     continue
                 self._held[tag] = (queue, msg_id)
-                self._inbox.put((message, queue))
+                self._inbox.append((message, queue))
+                self._lock.notify()
+        self._taken_at = monotonic()
         if rows:
             self.arrived.ring()
 

@@ -13,18 +13,22 @@ class Doorbell:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self.writer, False)
+        self._rings = False
 
     def fileno(self) -> int:
         """What to wait on."""
         return self._reader
 
     def ring(self) -> None:
-        """Wake whoever waits."""
-        with suppress(BlockingIOError):  # the pipe is full: it rings
-            os.write(self.writer, b"\0")
+        """Wake whoever waits. What the other is to see must have been done before."""
+        if not self._rings:
+            self._rings = True
+            with suppress(BlockingIOError):  # the pipe is full: it rings
+                os.write(self.writer, b"\0")
 
     def silence(self) -> None:
-        """Stop the ringing."""
+        """Stop the ringing, before looking at what there is to do."""
+        self._rings = False
         with suppress(BlockingIOError):
             os.read(self._reader, 4096)
 

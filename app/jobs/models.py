@@ -28,3 +28,13 @@ class ParkedJob(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task}[{self.task_id}], started {self.starts} times"
+
+
+class Ping(models.Model):
+    """A job that only goes round, to prove that it can; `pid` and `host` did it last, `runs` counts how often."""
+
+    sent = models.DateTimeField(db_default=Now())
+    done = models.DateTimeField(null=True)
+    runs = models.PositiveIntegerField(default=0)
+    pid = models.PositiveIntegerField(null=True)
+    host = models.CharField(max_length=255, default="")

@@ -18,8 +18,10 @@ from queue import Empty
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
+from celery.utils import uuid
 from django.db import connection, transaction
 from kombu.transport import virtual
+from kombu.utils.json import dumps
 
 from .courier import Courier, notify_channel
 
@@ -30,6 +32,10 @@ SEND = """
     FROM pgmq.send_batch(%s, %s::jsonb[], coalesce(%s::timestamptz, clock_timestamp()))
 """
 CREATE = "SELECT pgmq.create(%s) WHERE NOT EXISTS (SELECT FROM pgmq.meta WHERE queue_name = %s)"
+
+LONGEST_REPR = 1024  # characters of the arguments in Celery's logs
+# A header that multiplies a message: the arguments of further calls of the same task.
+CALLS = "calls"
 
 SIGNAL_WAIT = 0.25  # seconds
 
@@ -55,6 +61,31 @@ def count(queue: str) -> int:
         return cursor.fetchone()[0]
 
 
+def multiply(message: Message) -> list[Message]:
+    """The message and, for each of the further calls in its headers, a copy with arguments and an id of its own.
+
+    Celery takes 0.2 ms to make a message, a copy takes a tenth of it.
+    """
+    headers, properties = message["headers"], message["properties"]
+    calls = headers.pop(CALLS)
+    _, kwargs, embed = json.loads(message["body"])
+    messages = [message]
+    for args in calls:
+        task_id = uuid()
+        root = task_id if headers["root_id"] == headers["id"] else headers["root_id"]
+        copy = {"id": task_id, "root_id": root, "argsrepr": repr(args)[:LONGEST_REPR]}
+        body = dumps((args, kwargs, embed))
+        messages.append(
+            {
+                **message,
+                "body": body,
+                "headers": {**headers, **copy},
+                "properties": {**properties, "correlation_id": task_id},
+            }
+        )
+    return messages
+
+
 class Batch:
     """Messages that kombu's Producer.batch() holds back, to be sent in one round trip."""
 
@@ -73,9 +104,9 @@ class Batch:
         if sum(map(len, self._messages.values())) >= self._max_size:
             self.flush()
 
-    def add(self, queue: str, message: Message) -> None:
-        """Keep a message that has found its queue."""
-        self._messages[queue, eta_of(message)].append(message)
+    def add(self, queue: str, messages: list[Message]) -> None:
+        """Keep messages that have found their queue."""
+        self._messages[queue, eta_of(messages[0])] += messages
 
     def flush(self) -> None:
         """Send what was kept."""
@@ -107,10 +138,11 @@ class Channel(virtual.Channel):
     batch: Batch | None = None
 
     def _put(self, queue: str, message: Message, **_: Any) -> None:
+        messages = multiply(message) if CALLS in (message.get("headers") or {}) else [message]
         if self.batch:
-            self.batch.add(queue, message)
+            self.batch.add(queue, messages)
         else:
-            send(queue, [message], eta_of(message))
+            send(queue, messages, eta_of(message))
 
     def encode_body(self, body: str | bytes, encoding: str | None = None) -> tuple[str, str | None]:
         """Text as it is; bytes, as compression makes them, in base64."""

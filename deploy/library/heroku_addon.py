@@ -23,9 +23,9 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     service = plan.partition(":")[0]
     addons = read(api, f"/apps/{app}/addons", check=check, otherwise=[])
     own = [one for one in addons if one["addon_service"]["name"] == service]
-    warnings = []
+    warning = ""
     if own and own[0]["plan"]["name"] != plan:
-        warnings = [f"{app} has {own[0]['plan']['name']}, not {plan}: it stays; `heroku addons:upgrade` changes it"]
+        warning = f"{app} has {own[0]['plan']['name']}, not {plan}: it stays; `heroku addons:upgrade` changes it"
     if not own and not check:
         own = [api.post(f"/apps/{app}/addons", {"plan": plan})]
         changed = True
@@ -34,7 +34,7 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     if own and not check:
         wait_until_provisioned(api, f"/apps/{app}/addons/{own[0]['id']}", own[0])
     after = f"{own[0]['plan']['name'] if own else plan}\n"
-    return {"changed": changed, "diff": {"before": "" if changed else after, "after": after}, "warnings": warnings}
+    return {"changed": changed, "diff": {"before": "" if changed else after, "after": after}, "warning": warning}
 
 
 def wait_until_provisioned(api: Heroku, path: str, addon: dict[str, Any]) -> None:

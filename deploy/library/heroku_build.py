@@ -20,11 +20,13 @@ ARGUMENTS = {
     "commit": {"type": "str", "required": True},
 }
 
+NEWEST_FIRST = "created_at ..; order=desc, max=200"
+
 
 def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]:
     """Build the commit unless it runs already; a build of it that is under way is waited for."""
     app, commit = parameters["app"], parameters["commit"]
-    builds = read(api, f"/apps/{app}/builds", check=check, otherwise=[])
+    builds = read(api, f"/apps/{app}/builds", check=check, otherwise=[], Range=NEWEST_FIRST)
     running = commit_of(current_slug(api, app) if builds else "", builds)
     if running == commit:
         return {"changed": False}

@@ -25,7 +25,7 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     shown = ""
     with Live() as live:
         current = next((one["version"] for one in releases(api, app, 200) if one.get("current")), 0)
-        while waiting := not_up(api.get_all(f"/apps/{app}/dynos"), current):
+        while waiting := not_up(api.get(f"/apps/{app}/dynos"), current):
             if "crashed" in waiting:
                 raise HerokuError(f"{waiting}: look into the app's log (`heroku logs`), then run this again")
             if time.monotonic() > deadline:

@@ -31,7 +31,9 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
         if before.get(name) != (number, kind) and (number or before.get(name, (0, ""))[0])
     }
     if differ and not check:
-        updates = [{"type": name, "quantity": number, "dyno_size": kind} for name, (number, kind) in differ.items()]
+        updates = [
+            {"type": name, "quantity": number, "dyno_size": {"name": kind}} for name, (number, kind) in differ.items()
+        ]
         api.patch(path, {"updates": updates})
     shown = {name: before[name] for name in differ if name in before}
     return {"changed": bool(differ), "diff": {"before": lines(shown), "after": lines(differ)}}

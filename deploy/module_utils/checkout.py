@@ -22,8 +22,9 @@ class Checkout:
         return self._git("rev-parse", "--verify", "HEAD").decode().strip()
 
     def changes(self) -> list[str]:
-        """The files that differ from HEAD, new ones included."""
-        rows = self._git("status", "--porcelain", "-z", "--no-renames").decode().split("\0")
+        """The files that differ from HEAD, new ones included; deploy/ aside, which is for this side alone."""
+        words = ("status", "--porcelain", "-z", "--no-renames", "--", ".", ":(exclude)deploy")
+        rows = self._git(*words).decode().split("\0")
         return [row[3:] for row in rows if row]
 
     def require_clean(self, *, dirty: bool) -> None:

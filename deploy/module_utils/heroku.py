@@ -66,15 +66,6 @@ class Heroku:
         """What is at a path. Raises HerokuError, for every method here."""
         return self._send("GET", path, None, headers)
 
-    def get_all(self, path: str) -> list[Any]:
-        """A list, all pages of it."""
-        found, more = [], ""
-        while True:
-            page, more = self._page(path, {"Range": more} if more else {})
-            found += page
-            if not more:
-                return found
-
     def post(self, path: str, body: Any = None) -> Any:
         """Make something. Never sent a second time if it may have taken effect."""
         return self._send("POST", path, body)
@@ -113,31 +104,22 @@ class Heroku:
                 yield piece
 
     def _send(self, method: str, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
-        return self._ask(method, path, body, headers or {})[1]
-
-    def _page(self, path: str, headers: dict[str, str]) -> tuple[list[Any], str]:
-        response, found = self._ask("GET", path, None, headers)
-        return found, response.headers.get("Next-Range", "") if response.status == 206 else ""
-
-    def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, Any]:
         data = None if body is None else json.dumps(body).encode()
         headers = {
             "Accept": "application/vnd.heroku+json; version=3",
             "Authorization": f"Bearer {self._key}",
             "User-Agent": "double-boiler",
-            **({"Content-Type": "application/json"} if data is not None else {}),
-            **headers,
+            **({} if data is None else {"Content-Type": "application/json"}),
+            **(headers or {}),
         }
-        response, content = self._repeated(method, self.url + path, data, headers, TIMEOUT)
+        content = self._repeated(method, self.url + path, data, headers, TIMEOUT)
         try:
-            return response, json.loads(content) if content else None
+            return json.loads(content) if content else None
         except ValueError:
             raise HerokuError(f"{method} {path}: the answer is no JSON: is HEROKU_API_URL right?") from None
 
-    def _repeated(
-        self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Send a request, again where that does no harm."""
+    def _repeated(self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> bytes:
+        """Send a request, again where that does no harm; returns the answer's body."""
         target = _target(url)
         for pause in (*PAUSES, None):
             sent = False
@@ -162,7 +144,7 @@ class Heroku:
                 self._sleep(pause)
                 continue
             if response.status < 400:
-                return response, content
+                return content
             may_repeat = response.status == 429 or (response.status >= 500 and method != "POST")
             if not may_repeat or pause is None:
                 raise _explained(method, _shown(target), response.status, content)
@@ -178,21 +160,22 @@ def safe_url(url: str, what: str) -> str:
     raise HerokuError(f"{what}: {url}: must begin with https://; http:// is for 127.0.0.1 alone")
 
 
-def run_module(
-    arguments: dict[str, Any], work: Callable[[dict[str, Any], Heroku, bool], dict[str, Any]], **options: Any
-) -> None:
+def run_module(arguments: dict[str, Any], work: Callable[[dict[str, Any], Heroku, bool], dict[str, Any]]) -> None:
     """Be an Ansible module: `work(parameters, api, check)` returns the result; its errors end in one line."""
-    module = AnsibleModule(arguments, supports_check_mode=True, **options)
+    module = AnsibleModule(arguments, supports_check_mode=True)
     try:
-        module.exit_json(**work(module.params, Heroku.from_environment(), module.check_mode))
+        result = work(module.params, Heroku.from_environment(), module.check_mode)
     except HerokuError as error:
         module.fail_json(msg=str(error))
+    if warning := result.pop("warning", ""):
+        module.warn(warning)
+    module.exit_json(**result)
 
 
-def read(api: Heroku, path: str, *, check: bool, otherwise: Any) -> Any:
+def read(api: Heroku, path: str, *, check: bool, otherwise: Any, **headers: str) -> Any:
     """What is at a path; in check mode `otherwise` if the app is still to be made."""
     try:
-        return api.get_all(path) if isinstance(otherwise, list) else api.get(path)
+        return api.get(path, **headers)
     except HerokuError as error:
         if check and error.status == 404:
             return otherwise

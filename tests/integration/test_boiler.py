@@ -296,3 +296,15 @@ def test_the_repositorys_own_files_pass_the_check() -> None:
         [sys.executable, str(ROOT / "app" / "boil"), "check"], capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stderr
+
+
+def test_dyno_runs_names_the_lines_that_start(scratch: Scratch) -> None:
+    dyno = scratch(THREE, DYNO_RUNS="web, beat").start()
+    assert running(dyno, 2).keys() - {"ready"} == {"web", "beat"}
+    assert dyno.stop() == 0
+
+
+def test_dyno_runs_with_an_unknown_name_starts_nothing(scratch: Scratch) -> None:
+    dyno = scratch("web: sleep 100", DYNO_RUNS="wbe").start()
+    assert dyno.process.wait(30) == 1
+    assert "no 'wbe': it has web" in dyno.log()

@@ -110,6 +110,8 @@ def test_a_new_user_runs_every_command_of_the_readme(clone: Clone) -> None:
         "app/boil status --json": '"state": "running"',
         "app/boil restart worker": "worker restarted",
         "app/boil check": "are good",
+        "app/boil plan": "in use under full load",
+        "app/boil plan --memory 512m --cpus 1": "WORKER_CONCURRENCY=4",
         "app/boil run python app/manage.py showmigrations": "[X] 0001_",
     }.items():
         answer = clone.type(line)

@@ -164,3 +164,10 @@ def test_a_job_that_can_t_be_sent_does_not_hold_up_the_others(queue, start, sche
     beat = start(*BEAT)
     wait_for(lambda: [name for name, _ in sent(queue)].count("good") > 2, "the good jobs")
     assert beat.popen.poll() is None
+
+
+def test_a_job_put_into_the_schedule_right_after_beat_s_start_is_sent(queue, start, schedule):
+    beat = start(*BEAT)
+    wait_for(lambda: leaders(beat), "beat leads")
+    schedule("late", seconds=3600, last_run=7200)
+    wait_for(lambda: sent(queue), "the job that is due", 60)

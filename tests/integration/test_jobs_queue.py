@@ -43,18 +43,43 @@ def test_jobs_of_a_transaction_do_not_exist_when_its_process_is_killed_before_th
 def test_enqueue_writes_what_delay_writes(queue):
     code = """
 from jobs.queue import enqueue
-enqueue(tasks.note, [("/dev/null", "x", 1)])
+enqueue(tasks.note, [("/dev/null", "x", 1), ("/dev/null", "x", 1)])
 tasks.note.delay("/dev/null", "x", 1)
 """
     assert call(queue, code).returncode == 0
-    one, other = (message for (message,) in queue.rows("SELECT message FROM pgmq.q_celery ORDER BY msg_id"))
-    for message in (one, other):
-        for unique in ("id", "root_id", "origin"):
-            assert message["headers"].pop(unique)
-        for unique in ("correlation_id", "delivery_tag", "reply_to"):
+    messages = [message for (message,) in queue.rows("SELECT message FROM pgmq.q_celery ORDER BY msg_id")]
+    ids = [message["headers"]["id"] for message in messages]
+    assert len(set(ids)) == 3
+    for message in messages:
+        task_id = message["headers"].pop("id")
+        assert message["headers"].pop("root_id") == message["properties"].pop("correlation_id") == task_id
+        assert message["headers"].pop("origin")
+        for unique in ("delivery_tag", "reply_to"):
             assert message["properties"].pop(unique)
-    assert one == other
-    assert one["content-type"] == "application/json"
+    first, copy, delayed = messages
+    assert first == copy == delayed
+    assert first["content-type"] == "application/json"
+
+
+def test_enqueue_lets_celery_make_each_message_for_those_who_listen(queue):
+    code = """
+from celery.signals import before_task_publish
+from jobs.queue import enqueue
+before_task_publish.connect(lambda body, **_: print(*body[0]), weak=False)
+enqueue(tasks.note, [("file", "a"), ("file", "b")])
+"""
+    assert call(queue, code).stdout.split("\n") == ["file a", "file b", ""]
+
+
+def test_enqueue_compresses_what_celery_would_compress(queue):
+    code = """
+from celery import current_app
+from jobs.queue import enqueue
+current_app.conf.task_compression = "gzip"
+enqueue(tasks.note, [("file", "a"), ("file", "b")])
+"""
+    assert call(queue, code).returncode == 0
+    assert queue.rows("SELECT message->'headers'->>'compression' FROM pgmq.q_celery") == [("application/x-gzip",)] * 2
 
 
 def test_a_thousand_jobs_take_one_round_trip_and_one_job_takes_one(queue):

@@ -41,6 +41,19 @@ def test_every_pool_does_every_job_once(pool, queue, start_worker, diary):
     assert "Traceback" not in worker.log()
 
 
+def test_what_a_worker_fetched_ahead_goes_to_another_while_its_own_job_is_long(queue, start_worker, diary):
+    send(queue, diary, *(f"short {number}" for number in range(300)))
+    send(queue, diary, "long", seconds=60)
+    send(queue, diary, *(f"late {number}" for number in range(40)))
+    start_worker(WORKER_CONCURRENCY="1")
+    wait_for(lambda: diary.names("start")["long"], "the long job runs")
+    start_worker(WORKER_CONCURRENCY="1")
+    # Before the lease of what the first worker holds could run out: it renews it.
+    wait_for(lambda: sum(name.startswith("late") for name in diary.names("end")) == 40, "the others are done")
+    assert diary.names("end")["long"] == 0
+    assert queue.rows("SELECT read_ct FROM pgmq.q_celery") == [(1,)]
+
+
 def test_an_idle_worker_starts_a_job_within_ten_milliseconds_of_its_commit(queue, start_worker, diary):
     start_worker(WORKER_CONCURRENCY="1")
     code = f"""

@@ -94,7 +94,7 @@ def test_a_database_that_is_still_starting_is_waited_for(start_dyno: DynoFactory
     dyno = start_dyno(DATABASE_URL=f"postgresql://dyno@127.0.0.1:{port}/{name}")
     wait_for(lambda: "waiting up to 30 s for the database" in dyno.log(), "the dyno waits")
     socket_file = Path(psycopg.conninfo.conninfo_to_dict(database_url)["host"]) / ".s.PGSQL.5432"
-    relay = Path(__file__).with_name("relay.py")
+    relay = ROOT / "tests" / "relay.py"
     with subprocess.Popen([sys.executable, str(relay), str(port), str(socket_file)]) as process:
         dyno.wait_until_healthy()
         assert dyno.stop() == 0

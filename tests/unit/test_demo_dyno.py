@@ -52,6 +52,7 @@ def boiler(monkeypatch):
         return STATUS
 
     dyno._look.cache_clear()
+    monkeypatch.setattr(dyno, "_limit", lambda: 512 << 20)
     monkeypatch.setenv("BOILER_STATUS", "/run/boiler/status")
     monkeypatch.setattr(dyno, "ask", ask)
     yield questions
@@ -90,6 +91,7 @@ def test_the_status_is_shown_without_command_lines(client):
             },
         ],
         "memory": 30,
+        "limit": 512 << 20,
     }
     assert SECRET not in json.dumps(response.json())
 
@@ -120,7 +122,7 @@ def test_without_the_boiler_the_status_says_so(client, monkeypatch):
     monkeypatch.delenv("BOILER_STATUS")
     response = client.get("/status")
     assert response.status_code == 200
-    assert response.json() == {"boiler": None, "processes": [], "memory": None}
+    assert response.json() == {"boiler": None, "processes": [], "memory": None, "limit": None}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_the_page_is_kept_by_no_cache(client):
 
 
 def test_the_latest_jobs_are_shown_newest_first(client):
-    Job.add("sleep", 0, 50)
+    Job.add([("sleep", 0, 50)])
     shown = [int(number) for number in re.findall(r'<tr data-id="(\d+)"', page_of(client.get("/")))]
     assert shown == list(Job.objects.order_by("-pk").values_list("pk", flat=True)[: views.RECENT])
 

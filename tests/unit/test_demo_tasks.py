@@ -108,7 +108,7 @@ def test_a_job_goes_back_on_the_queue_when_its_database_is_out_of_reach(job, mon
     monkeypatch.setattr(tasks.time, "sleep", lambda _: None)
     monkeypatch.setattr(tasks.connection, "close", lambda: None)
     with monkeypatch.context() as outage:
-        outage.setattr(Job.objects, "filter", fail)
+        outage.setattr(tasks.connection, "cursor", fail)
         with pytest.raises(Reject) as rejection:
             tasks.run(job.pk, "sleep", 0)
     assert rejection.value.requeue

@@ -85,7 +85,9 @@ def test_the_options_of_the_database_url_are_kept():
 )
 def test_connections_carry_the_name_of_their_process(environ, argv, expected):
     (databases,) = read("DATABASES", argv=argv, **environ)
-    assert databases["default"]["OPTIONS"]["application_name"] == expected
+    name, fingerprint = databases["default"]["OPTIONS"]["application_name"].split()
+    assert name == expected
+    assert len(fingerprint) == 8
 
 
 def test_a_broker_s_url_switches_the_broker():

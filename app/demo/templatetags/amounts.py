@@ -29,3 +29,11 @@ def duration(amount: float | timedelta | None) -> str:
 def megabytes(amount: int | None) -> str:
     """Bytes in whole megabytes of 1024² bytes, as dynos are sold: `48 MB` and a dash for None."""
     return "—" if amount in NOTHING else f"{amount / 1024**2:.0f} MB"
+
+
+@register.filter
+def plain(amount: float | timedelta | None) -> str:
+    """A number for the script to read; seconds of a timedelta, nothing for None."""
+    if amount in NOTHING:
+        return ""
+    return repr(amount.total_seconds() if isinstance(amount, timedelta) else amount)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import ArgumentParser
 from typing import Any
@@ -10,13 +11,29 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 
+from boiler import processes
 from boiler.settings import get
+from boiler.sizing import remember
 
 PAUSE = 0.5  # seconds between attempts
+CONNECTION_LIMIT = """
+    SELECT least(
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
+        nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),
+        nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)
+    )
+"""
+
+
+def connection_limit() -> int:
+    """How many connections the database allows this user. Raises django.db.Error."""
+    with connection.cursor() as cursor:
+        cursor.execute(CONNECTION_LIMIT)
+        return cursor.fetchone()[0]
 
 
 class Command(BaseCommand):
-    help = "Wait for the database, then make sure that all migrations are applied."
+    help = "Wait for the database, measure what the plan needs, then make sure that all migrations are applied."
     requires_system_checks = []  # noqa: RUF012 (Django's own declaration)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -24,6 +41,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, database_only: bool, **_options: Any) -> None:
         self._wait_for_database(get("DATABASE_WAIT"))
+        remember(processes.resident(os.getpid()), connection_limit())
         if not database_only:
             self._check_migrations()
 

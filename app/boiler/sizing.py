@@ -1,0 +1,219 @@
+"""Sizes that fit: how many processes, connections and jobs at once the dyno's memory, CPUs and database bear.
+
+`app/boil plan` prints the plan with its reasons. It is what boiler/settings.py takes for settings that nobody set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from . import settings
+from .units import MB, as_size
+
+# What a process takes, in bytes; measured with the demo under full load (docs/performance.md).
+BOILER = 20 * MB
+APP = 64 * MB  # one interpreter with the app loaded, before the first start has measured it
+OWN = 10 * MB  # of a process that shares the app with others: what it has for itself,
+COPIED = 0.25  # and this part of the app, which it has written to
+CONNECTION = 50 << 10  # an idle client's greenlet
+# Processes that are there whatever the plan says: gunicorn's and Celery's main ones, beat.
+MAIN = 3
+INTERPRETERS = 2  # that hold a copy of the app: one for gunicorn, one for Celery and beat
+ROOM = 0.82  # of the memory for the processes,
+CLIENTS = 0.08  # for idle clients; the rest stays free
+# Database connections besides those of web workers and pool children: one for the queue, two of beat,
+OTHERS = 3
+SPARE = 3  # and for whoever else comes: a migration, psql.
+MAX_POOL = 8  # more than that per web worker makes nothing faster
+UNKNOWN_CONNECTIONS = 20  # the smallest limit that is sold: Heroku's essential plans
+PROC = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is: memory and one process's share of it in bytes, CPUs, the database's connections."""
+
+    memory: int
+    cpus: float
+    connections: int = UNKNOWN_CONNECTIONS
+    app: int = APP
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes for a machine, by the settings' names, each with its reason."""
+
+    machine: Machine
+    values: dict[str, int]
+    reasons: dict[str, str]
+    used: int  # bytes, under full load
+
+    @property
+    def fits(self) -> bool:
+        return self.used <= self.machine.memory
+
+
+def own(machine: Machine) -> int:
+    """Bytes that one more process takes, the app's shared pages left out."""
+    return OWN + int(COPIED * machine.app)
+
+
+def memory_for(machine: Machine, processes: int) -> int:
+    """Bytes of a dyno with so many web workers and pool children together."""
+    return BOILER + INTERPRETERS * machine.app + (MAIN + processes) * own(machine)
+
+
+def pool_for(machine: Machine, web: int, children: int) -> int:
+    """Database connections left for each web worker."""
+    return (machine.connections - SPARE - OTHERS - children) // web
+
+
+def plan(machine: Machine) -> Plan:
+    """Two web workers for the first CPU and one for each more, twice as many pool children, or what fits.
+
+    Where memory or database connections don't suffice, both get less in the same proportion, but one each.
+    """
+    budget = int(machine.memory * ROOM)
+    whole = math.ceil(machine.cpus)
+    web, children = most = (whole + 1, 2 * (whole + 1))
+
+    def lacks() -> str:
+        if memory_for(machine, web + children) > budget:
+            return f"no more fit in {as_size(machine.memory)}"
+        if pool_for(machine, web, children) < 2:
+            return f"no more with {machine.connections} database connections"
+        return ""
+
+    why = f"for {machine.cpus:g} CPUs"
+    while (lack := lacks()) and web + children > 2:
+        why = lack
+        if web > 1 and web * most[1] >= children * most[0]:
+            web -= 1
+        else:
+            children -= 1
+    used = memory_for(machine, web + children)
+    left = max(0, budget - used)
+    pool = max(1, min(MAX_POOL, pool_for(machine, web, children)))
+    clients = max(100, min(1000, int(CLIENTS * machine.memory) // CONNECTION // web))
+    child = machine.app + own(machine) + left // (web + children)
+    values = {
+        "WEB_CONCURRENCY": web,
+        "WEB_CONNECTIONS": clients,
+        "WEB_MAX_REQUESTS": 100_000,
+        "DATABASE_POOL": pool,
+        "WORKER_CONCURRENCY": children,
+        "WORKER_CHILD_MEMORY": math.ceil(child / MB),
+    }
+    reasons = {
+        "WEB_CONCURRENCY": f"gunicorn workers, {why}",
+        "WEB_CONNECTIONS": f"clients of each, {as_size(CLIENTS * machine.memory)} for all of them",
+        "WEB_MAX_REQUESTS": "requests of each before a fresh one takes over, so that no leak adds up",
+        "DATABASE_POOL": f"of each; {web} x {pool} + {children} + {OTHERS} of {machine.connections} connections",
+        "WORKER_CONCURRENCY": f"Celery pool children, {why}",
+        "WORKER_CHILD_MEMORY": f"MB that a child may grow to; it starts with {as_size(machine.app)}, mostly shared",
+    }
+    return Plan(machine, values, reasons, used)
+
+
+def default(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """What this machine's plan has for a setting; "" for one that is not planned."""
+    if name not in PLANNED:
+        return ""
+    return str(plan(here(settings.get("DYNO_RAM", environ))).values[name])
+
+
+PLANNED = frozenset(plan(Machine(512 * MB, 1)).values)
+
+
+# --- what there is ---
+
+
+@cache
+def here(dyno_ram: int = 0) -> Machine:
+    """This machine: the limits of the container, what the platform says (in MB), what the last start measured."""
+    limits = [limit for limit in (memory_limit(), dyno_ram * MB, _physical_memory()) if limit]
+    return replace(Machine(min(limits), min(cpu_limit() or math.inf, _cpus())), **recall())
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_limit(proc: Path = PROC) -> int:
+    """Bytes; 0 for no limit. The kernel writes "max" (version 2) or an enormous number (version 1) for none."""
+    texts = [*_cgroup_files("", "memory.max", proc), *_cgroup_files("memory", "memory.limit_in_bytes", proc)]
+    return min((int(text) for text in texts if text.isdecimal()), default=0)
+
+
+def cpu_limit(proc: Path = PROC) -> float:
+    """CPUs by the quota; 0 for no limit."""
+    limits = [text.split() for text in _cgroup_files("", "cpu.max", proc)]
+    quotas, periods = (_cgroup_files("cpu", f"cpu.cfs_{name}_us", proc) for name in ("quota", "period"))
+    limits += [list(pair) for pair in zip(quotas, periods, strict=False)]
+    return min((int(quota) / int(period) for quota, period in limits if quota.isdecimal()), default=0)
+
+
+def _cgroup_files(controller: str, name: str, proc: Path) -> list[str]:
+    """What the files of this name say, of this process's control group and those above it (cgroups(7)).
+
+    `controller` is "" for version 2.
+    """
+    found = []
+    with suppress(OSError):
+        for group in _groups(controller, proc):
+            with suppress(OSError):
+                found.append((group / name).read_text().strip())
+    return found
+
+
+def _groups(controller: str, proc: Path) -> list[Path]:
+    """The folders of this process's group and those above it, up to where the hierarchy is mounted."""
+    own_path = ""
+    for line in (proc / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            own_path = path.lstrip("/")
+    for line in (proc / "mountinfo").read_text().splitlines():
+        place, _, what = line.partition(" - ")
+        kind, _, options = what.split(maxsplit=2)
+        if (kind == "cgroup2" and not controller) or (kind == "cgroup" and controller in options.split(",")):
+            mount = Path(place.split()[4])
+            # In a container the path may be the host's, of which only this group itself is mounted.
+            group = mount / own_path if (mount / own_path).is_dir() else mount
+            return [one for one in (group, *group.parents) if one.is_relative_to(mount)]
+    return []
+
+
+# --- what a start has measured ---
+
+
+def _memory_file() -> Path:
+    return settings.runtime_dir() / "measured"
+
+
+def remember(app: int, connections: int) -> None:
+    """Keep what `manage.py ready` has measured: bytes of a process with the app, connections of the database."""
+    with suppress(OSError):  # the folder is the boiler's: without one there is nobody to remember for
+        _memory_file().write_text(json.dumps({"app": app, "connections": connections}))
+
+
+def recall() -> dict[str, int]:
+    """What was measured at the last start; empty if nothing was."""
+    try:
+        found = json.loads(_memory_file().read_text())
+        return {name: int(found[name]) for name in ("app", "connections")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,1 @@
+"""The benchmark: `make bench` measures a target, `make bench-compare` sets layouts side by side."""

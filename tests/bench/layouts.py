@@ -1,0 +1,146 @@
+"""The layouts that are compared: what runs in which dyno, and how each is started.
+
+Every layout runs this repository's app and demo. The plain ones run it as it is usually done: with gunicorn's and
+Celery's defaults, under honcho, on Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from boiler.settings import ROOT, SETTINGS
+from tests.dyno import Dyno
+from tests.platform import Limits
+from tests.soak import KEY, PLAIN_CELERY, PLAIN_SETTINGS, manage
+
+WEB = "web: gunicorn --chdir app -k gevent --bind 127.0.0.1:$PORT config.wsgi\n"
+WORKER = "worker: celery --workdir app --app config worker -B --loglevel INFO\n"
+SYNC = (
+    "web: gunicorn --chdir app --workers 2 --bind 127.0.0.1:$PORT config.wsgi\n"
+    "worker: celery --workdir app --app config worker --loglevel INFO\n"
+    "beat: celery --workdir app --app config beat --loglevel INFO\n"
+)
+BOILER = ("boil", "start")
+HONCHO = ("honcho", "start", "-f", "LocalProcfile")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`dynos` has one command for each dyno, or `web` for that line of its procfile alone.
+
+    `procfile` replaces LocalProcfile; `plain` takes the usual settings instead of this repository's.
+    """
+
+    name: str
+    about: str
+    dynos: tuple[tuple[str, ...], ...]
+    broker: str = "redis"
+    procfile: str = ""
+    plain: bool = True
+    works: bool = True  # whether there is a worker
+
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("boiler", "this repository, on PostgreSQL alone", (BOILER,), "pgmq", plain=False),
+        Layout("boiler-redis", "this repository, with Redis for the queue", (BOILER,), plain=False),
+        Layout("seed", "gunicorn -k gevent, celery worker -B, under honcho, Redis", (HONCHO,), procfile=WEB + WORKER),
+        Layout("sync", "two sync gunicorn workers, celery worker, beat, under honcho, Redis", (HONCHO,), procfile=SYNC),
+        Layout(
+            "two-dynos",
+            "the seed's web and worker in a dyno each, Redis",
+            ((*HONCHO, "web"), (*HONCHO, "worker")),
+            procfile=WEB + WORKER,
+        ),
+        Layout("honcho", "this repository's LocalProcfile under honcho", (HONCHO,), "pgmq", plain=False),
+        Layout("gunicorn", "this repository's web line alone", (("web",),), "pgmq", plain=False, works=False),
+    )
+}
+
+# An app whose imports weigh: objects that are there from the import on, as those of a big library are.
+BALLAST = """
+DATA = [[f"{number} {part}" for part in range(10)] for number in range({count})]
+"""
+BALLAST_BYTES = 740  # of one inner list, measured with CPython 3.13
+
+
+def checkout(place: Path, layout: Layout, ballast: int) -> None:
+    """A copy of the checkout that runs the layout; its app's imports weigh so many megabytes more."""
+    ignored = shutil.ignore_patterns("__pycache__", "staticfiles")
+    shutil.copytree(ROOT / "app", place / "app", ignore=ignored)
+    shutil.copy(ROOT / "Procfile", place)
+    (place / "LocalProcfile").write_text(layout.procfile or (ROOT / "LocalProcfile").read_text())
+    config = place / "app" / "config"
+    if layout.plain:
+        (config / "celery.py").write_text(PLAIN_CELERY)
+        with (config / "settings.py").open("a") as settings:
+            # Celery's own concurrency is the number of the host's cores.
+            settings.write(PLAIN_SETTINGS.replace('CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")\n', ""))
+    if ballast:
+        models = BALLAST.format(count=ballast * 1_000_000 // BALLAST_BYTES)
+        (place / "app" / "ballast").mkdir()
+        (place / "app" / "ballast" / "__init__.py").touch()
+        (place / "app" / "ballast" / "models.py").write_text(models)
+        with (config / "settings.py").open("a") as settings:
+            settings.write('\nINSTALLED_APPS.append("ballast")\n')
+    manage(place, "collectstatic", "--noinput")
+
+
+class LayoutDyno(Dyno):
+    """One dyno of a layout."""
+
+    def __init__(self, folder: Path, environ: dict[str, str], root: Path, command: tuple[str, ...]) -> None:
+        super().__init__(folder, environ, root)
+        self.command = command
+
+    @property
+    def argv(self) -> list[str]:
+        """The command of the dyno's first process."""
+        program, *words = self.command
+        if program == "boil":
+            return [*super().boil, *words]
+        if program == "honcho":
+            return [str(Path(sys.executable).parent / "honcho"), *words]
+        (line,) = [line for line in (self.root / "LocalProcfile").read_text().splitlines() if line.startswith("web: ")]
+        return ["/bin/sh", "-c", f"exec {line.removeprefix('web: ')}"]
+
+    def is_up(self) -> bool:
+        """Whether the web answers."""
+        with suppress(OSError, HTTPException):
+            return self.get("/hello", timeout=10)[0] == 200
+        return False
+
+
+def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str, str]:
+    """The settings of a layout's dynos: the defaults, whatever the user's environment says."""
+    environ = {name: setting.default for name, setting in SETTINGS.items() if name != "BOILER_DIR"}
+    return environ | {
+        "DATABASE_URL": database,
+        "REDIS_URL": redis if layout.broker == "redis" else "",
+        "PORT": str(port),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "BIND_ADDRESS": "127.0.0.1",
+        "DJANGO_SECRET_KEY": KEY,
+        "DJANGO_HTTPS": "0",
+        "JOBS_WAITING": "1000000",
+        "JOBS_KEPT": "1000000",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def start(layout: Layout, folder: Path, place: Path, environ: dict[str, str], limits: Limits) -> list[LayoutDyno]:
+    """Start the layout's dynos, each with the limits; their logs and sockets go to folders below `folder`."""
+    dynos = []
+    for number, command in enumerate(layout.dynos):
+        dyno = LayoutDyno(folder / f"dyno{number}", environ, place, command)
+        dyno.limits = limits
+        dyno.launch(dyno.argv)
+        dynos.append(dyno)
+    return dynos

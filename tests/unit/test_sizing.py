@@ -1,0 +1,115 @@
+"""The plan: what fits into which dyno, and how limits are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from boiler import cli, settings, sizing
+from boiler.sizing import Machine
+from boiler.units import MB
+
+GB = 1024 * MB
+SIZES = [Machine(int(gb * GB), cpus) for gb in (0.25, 0.5, 1, 2.5, 14) for cpus in (0.5, 1, 2, 8)]
+
+
+def test_the_smallest_paid_dyno_gets_two_web_workers_and_four_pool_children() -> None:
+    plan = sizing.plan(Machine(512 * MB, 1))
+    assert plan.fits
+    assert (plan.values["WEB_CONCURRENCY"], plan.values["WORKER_CONCURRENCY"]) == (2, 4)
+
+
+@pytest.mark.parametrize("machine", SIZES, ids=str)
+def test_what_a_plan_uses_stays_below_the_limit_or_is_the_least_there_can_be(machine: Machine) -> None:
+    plan = sizing.plan(machine)
+    processes = plan.values["WEB_CONCURRENCY"], plan.values["WORKER_CONCURRENCY"]
+    assert plan.fits or processes == (1, 1)
+    for name, value in plan.values.items():
+        assert settings.get(name, {name: str(value)}) == value
+
+
+@pytest.mark.parametrize("connections", [20, 40, 120, 500])
+@pytest.mark.parametrize("machine", SIZES, ids=str)
+def test_a_plan_leaves_database_connections_for_others(machine: Machine, connections: int) -> None:
+    values = sizing.plan(Machine(machine.memory, machine.cpus, connections)).values
+    pools = values["WEB_CONCURRENCY"] * values["DATABASE_POOL"]
+    assert pools + values["WORKER_CONCURRENCY"] + sizing.OTHERS <= connections - sizing.SPARE
+
+
+def test_a_heavy_app_gets_fewer_processes_that_may_grow_to_its_size() -> None:
+    heavy = sizing.plan(Machine(GB, 4, app=300 * MB)).values
+    light = sizing.plan(Machine(GB, 4)).values
+    assert heavy["WORKER_CONCURRENCY"] < light["WORKER_CONCURRENCY"]
+    assert heavy["WORKER_CHILD_MEMORY"] > 300
+
+
+def test_what_the_user_sets_wins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "7")
+    assert settings.get("WEB_CONCURRENCY") == 7
+    assert cli.main(["plan", "--memory", "512m", "--cpus", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "WEB_CONCURRENCY=7" in shown
+    assert "set by you, planned were 2" in shown
+    assert "WORKER_CONCURRENCY=4" in shown
+
+
+def test_a_dyno_that_is_too_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--memory", "200m", "--cpus", "1"]) == 0
+    assert "more than there is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", ["12x", "", "-1m"])
+def test_a_size_that_is_none_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--memory", wrong])
+    assert "--memory" in capsys.readouterr().err
+
+
+def machine_with(folder: Path, version: int, files: dict[str, str], *, inside: bool) -> Path:
+    """A /proc/self and control groups like those of a container; `inside` it, the host's path leads nowhere."""
+    proc, mount = folder / "proc", folder / "cgroup"
+    proc.mkdir()
+    group = mount if inside else mount / "docker" / "abc"
+    group.mkdir(parents=True)
+    for name, text in files.items():
+        (group / name).write_text(text + "\n")
+    kind = "cgroup2 cgroup rw" if version == 2 else "cgroup cgroup rw,cpu,cpuacct,memory"
+    controllers = "0:" if version == 2 else "4:cpu,cpuacct,memory"
+    (proc / "cgroup").write_text(f"{controllers}:/docker/abc\n")
+    (proc / "mountinfo").write_text(f"31 23 0:28 / {mount} rw,relatime shared:9 - {kind}\n")
+    return proc
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    ("version", "files", "limits"),
+    [
+        (2, {"memory.max": str(512 * MB), "cpu.max": "150000 100000"}, (512 * MB, 1.5)),
+        (2, {"memory.max": "max", "cpu.max": "max 100000"}, (0, 0)),
+        (1, {"memory.limit_in_bytes": str(GB), "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}, (GB, 0.5)),
+        (1, {"memory.limit_in_bytes": str(GB), "cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, (GB, 0)),
+    ],
+)
+def test_a_containers_limits_are_found(
+    tmp_path: Path, version: int, files: dict[str, str], limits: tuple[int, float], inside: bool
+) -> None:
+    proc = machine_with(tmp_path, version, files, inside=inside)
+    assert (sizing.memory_limit(proc), sizing.cpu_limit(proc)) == limits
+
+
+def test_no_limit_is_found_where_the_kernel_shows_none(tmp_path: Path) -> None:
+    assert sizing.memory_limit(tmp_path) == sizing.cpu_limit(tmp_path) == 0
+
+
+def test_the_platforms_word_counts_where_it_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sizing.here(dyno_ram=256).memory == 256 * MB
+
+
+def test_what_a_start_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BOILER_DIR", str(tmp_path))
+    assert sizing.recall() == {}
+    sizing.remember(300 * MB, 40)
+    assert sizing.recall() == {"app": 300 * MB, "connections": 40}
+    (tmp_path / "measured").write_text('{"app": ')
+    assert sizing.recall() == {}
