@@ -1,6 +1,6 @@
 """Ansible module: an app may be put on a Piku host, or is gone from it.
 
-Arguments: `app`, `host`, `ssh_options`, `state`, and `wait`, the seconds that a stopping app may take.
+Arguments: `app`, `host`, `state`, and `wait`, the seconds that a stopping app may take.
 Piku makes an app at its first push; what can be known before is whether its name is free of others' on the host.
 The folder ~/.piku/data/APP, where the embedded PostgreSQL is, stays on the host when the app goes.
 """

@@ -1,6 +1,6 @@
 """Ansible module: an app's settings on Piku are as wanted, before its first push too.
 
-Arguments: `app`, `host`, `ssh_options`, `values` (null removes one), `generated` (names that get a random value if
+Arguments: `app`, `host`, `values` (null removes one), `generated` (names that get a random value if
 they have none). Variables that are not named stay as they are. No value is ever shown, or in a command line.
 They take effect with the next release: the module piku_release sees that there is one.
 """

@@ -1,6 +1,6 @@
 """Ansible module: the app runs a commit, with its packages and the settings and numbers that the host has for it.
 
-Arguments: `app`, `host`, `ssh_options`, `checkout` (folder), `commit` (its id).
+Arguments: `app`, `host`, `checkout` (folder), `commit` (its id).
 The output of the build is shown as it comes. Whether it succeeded is read from what is there afterwards.
 """
 

@@ -41,7 +41,6 @@ NOISE = re.compile(r"^ *(Requirement already|Ignoring|Collecting|Downloading|Usi
 ARGUMENTS: dict[str, Any] = {
     "app": {"type": "str", "required": True},
     "host": {"type": "str", "required": True},
-    "ssh_options": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -50,9 +49,12 @@ class PikuError(Exception):
 
 
 class Piku:
-    """One app on one host. `host` is what ssh takes; the account is piku unless it names another."""
+    """One app on one host. `host` is what ssh takes; the account is piku unless it names another.
 
-    def __init__(self, app: str, host: str, options: list[str]) -> None:
+    Ports, keys and jump hosts are in ssh's own configuration.
+    """
+
+    def __init__(self, app: str, host: str) -> None:
         if not NAME.fullmatch(app):
             raise PikuError(f"app: {app}: small letters, digits and dashes only, and no dash at the start")
         if not host:
@@ -61,11 +63,10 @@ class Piku:
             raise PikuError(f"HOST: {host!r}: must be a host's name or address, such as example.com")
         self.app = app
         self.host = host if "@" in host else f"piku@{host}"
-        self._options = [*OPTIONS, *options]
 
     def call(self, *words: str) -> str:
         """One of Piku's commands; returns what it prints. Raises PikuError if it fails."""
-        done = self._start(["ssh", *self._options, self.host, *words])
+        done = self._start(["ssh", *OPTIONS, self.host, *words])
         if done.returncode or FAILURE.search(done.stdout):
             raise PikuError(f"{self.host}: piku {' '.join(words)}: {_last_line(done.stdout + done.stderr)}")
         return done.stdout
@@ -76,7 +77,7 @@ class Piku:
         It goes in by stdin: words of a command line would be split and expanded twice on their way.
         """
         # Without `cat`, Piku loses what comes faster than ssh takes it.
-        command = ["ssh", *self._options, self.host, "run", self.app, "--", "sh -s | cat"]
+        command = ["ssh", *OPTIONS, self.host, "run", self.app, "--", "sh -s | cat"]
         done = self._start(command, f"(\n{script}\n) 2>&1\necho {EXIT}$?\n")
         output, mark, code = done.stdout.rpartition(EXIT)
         if not mark:
@@ -107,7 +108,7 @@ class Piku:
         """A file of the app's settings (ENV, SCALING); empty if there is none yet."""
         with tempfile.TemporaryDirectory(prefix="piku-") as folder:
             source = f"{self.host}:../envs/{self.app}/{name}"
-            done = self._start(["scp", "-O", "-q", *self._options, source, folder])
+            done = self._start(["scp", "-O", "-q", *OPTIONS, source, folder])
             if done.returncode == 0:
                 return (Path(folder) / name).read_text(encoding="utf-8")
         if "No such file" in done.stderr:
@@ -126,20 +127,20 @@ class Piku:
             path.touch(mode=0o600)
             path.write_text(text, encoding="utf-8")
             # The folder goes with it: before the first push there is none.
-            command = ["scp", "-O", "-q", "-r", *self._options, str(path.parent), f"{self.host}:../envs/"]
+            command = ["scp", "-O", "-q", "-r", *OPTIONS, str(path.parent), f"{self.host}:../envs/"]
             done = self._start(command)
         if done.returncode or self.read(name) != text:
             raise PikuError(f"{self.host}: {name} of {self.app} could not be written: {_last_line(done.stderr)}")
 
     def push(self, checkout: str, commit: str, live: Live) -> list[str]:
         """Push a commit, which deploys it unless the host had it already; returns the lines that tell of failures."""
-        ssh = shlex.join(["ssh", *self._options])
+        ssh = shlex.join(["ssh", *OPTIONS])
         command = ["git", "-C", checkout, "push", "--force", f"{self.host}:{self.app}", f"{commit}:refs/heads/main"]
         return self._watch(command, live, {**os.environ, "GIT_SSH_COMMAND": ssh})
 
     def deploy(self, live: Live) -> list[str]:
         """Deploy what was pushed last once more; returns the lines that tell of failures."""
-        return self._watch(["ssh", *self._options, self.host, "deploy", self.app], live, dict(os.environ))
+        return self._watch(["ssh", *OPTIONS, self.host, "deploy", self.app], live, dict(os.environ))
 
     def _watch(self, command: list[str], live: Live, environ: dict[str, str]) -> list[str]:
         """Run a command that builds, and show what it prints."""
@@ -181,7 +182,7 @@ def run_module(arguments: dict[str, Any], work: Callable[[dict[str, Any], Piku, 
     module = AnsibleModule({**ARGUMENTS, **arguments}, supports_check_mode=True)
     parameters = module.params
     try:
-        piku = Piku(parameters["app"], parameters["host"], parameters["ssh_options"])
+        piku = Piku(parameters["app"], parameters["host"])
         module.exit_json(**work(parameters, piku, module.check_mode))
     except PikuError as error:
         module.fail_json(msg=str(error))

@@ -62,7 +62,6 @@ class Clone:
         settings = {"PORT": self.port, "DJANGO_HTTPS": 0, "WEB_CONCURRENCY": 1, "MAIL_PASSWORD": SECRET, **config}
         shop = {
             "host": self.host.name,
-            "ssh_options": self.host.options,
             "domains": ["127.0.0.1"],
             "wait": 90,
             "health_address": f"http://127.0.0.1:{self.port}",
@@ -81,8 +80,9 @@ class Clone:
         return self._start(["script", "-qec", "make destroy-piku APP=shop", "/dev/null"], f"{typed}\n", {})
 
     def _start(self, command: list[str], typed: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
-        environ = {**kept, "HOME": str(self.root.parent), "ANSIBLE_INVENTORY": str(self.inventory), **environ}
+        path = f"{self.host.bin}:{os.environ['PATH']}"
+        kept = {"PATH": path, "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": str(self.root.parent)}
+        environ = {**kept, "ANSIBLE_INVENTORY": str(self.inventory), **environ}
         return subprocess.run(
             command, cwd=self.root, env=environ, input=typed, capture_output=True, text=True, check=False
         )
@@ -145,6 +145,7 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
 
     output = clone.deploy()
     assert "https://127.0.0.1" in output
+    assert "checks passed" in output
     assert "-----> spawning 'shop:web.1'" in output
     assert "worker.1" not in output, "the first push starts nothing but web"
     boiler = clone.boiler()
@@ -252,8 +253,9 @@ def test_a_release_that_fails_and_an_app_that_does_not_start_fail_the_deployment
 
 
 def test_a_host_that_can_not_be_reached_or_is_not_named(clone: Clone) -> None:
-    clone.set({"ssh_options": [*clone.host.options[:2], "-oPort=1"]})
-    assert "Connection refused: check HOST" in clone.refused()
+    clone.set({"host": "nowhere.invalid"})
+    assert "piku@nowhere.invalid: ssh: " in (line := clone.refused())
+    assert "check HOST" in line
     clone.set({"host": ""})
     assert "no host: HOST=example.com" in clone.refused()
     assert "say which deployment" in clone.make("deploy-piku").stderr

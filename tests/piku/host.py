@@ -1,4 +1,4 @@
-"""Starts the double of a Piku host on this machine's loopback, for this machine's user."""
+"""Starts the double of a Piku host on this machine's loopback, with this machine's user as its account."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ from tests.needs import needs
 from tests.platform import PIKU, Container
 from tests.wait import wait_for
 
+# What a user has in ~/.ssh/config; `bin` has ssh and scp that read it.
+CLIENT = """
+Host {name}
+    HostName 127.0.0.1
+    Port {port}
+    User {user}
+    IdentityFile {folder}/key
+    StrictHostKeyChecking no
+    UserKnownHostsFile {folder}/known-hosts
+    LogLevel ERROR
+"""
 SSHD = """
 Port {port}
 ListenAddress 127.0.0.1
@@ -37,7 +48,10 @@ logto = {folder}/uwsgi.log
 
 
 class Host:
-    """`root` is the folder that Piku has in its account's home; `options` are ssh's, to get in."""
+    """A host called `name`. `root` is the folder that Piku has in its account's home.
+
+    With `bin` first on PATH, ssh, scp and git find the host.
+    """
 
     def __init__(self) -> None:
         sshd, uwsgi = needs("sshd"), needs("uwsgi-core")
@@ -47,15 +61,13 @@ class Host:
         for name in ("apps", "envs", "repos", "data", "logs", "uwsgi-enabled"):
             (self.root / name).mkdir(parents=True)
         self.port = free_port()
-        self.name = f"{getpass.getuser()}@127.0.0.1"
-        self.options = [
-            *("-F", "none", "-i", str(self.folder / "key"), f"-oPort={self.port}"),
-            *("-oStrictHostKeyChecking=no", f"-oUserKnownHostsFile={self.folder}/known-hosts"),
-        ]
+        self.user = getpass.getuser()
+        self.name = f"{self.user}@piku.example"
         for key in ("key", "host-key"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key)]
             subprocess.run(command, check=True)
         self._write_access()
+        self._write_client()
         (self.folder / "sshd").write_text(SSHD.format(port=self.port, folder=self.folder))
         (self.folder / "uwsgi.ini").write_text(EMPEROR.format(root=self.root, folder=self.folder))
         if os.geteuid() == 0:
@@ -74,9 +86,19 @@ class Host:
         public = (self.folder / "key.pub").read_text()
         (self.folder / "authorized-keys").write_text(f'command="{command}",no-port-forwarding {public}')
 
+    def _write_client(self) -> None:
+        config = CLIENT.format(name=self.name.partition("@")[2], port=self.port, user=self.user, folder=self.folder)
+        (self.folder / "ssh-config").write_text(config)
+        self.bin = self.folder / "bin"
+        self.bin.mkdir()
+        for program in ("ssh", "scp"):
+            script = f'#!/bin/sh\nexec {needs(program)} -F {self.folder}/ssh-config "$@"\n'
+            (self.bin / program).write_text(script)
+            (self.bin / program).chmod(0o755)
+
     def ssh(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Type a command, as an administrator would."""
-        command = ["ssh", *self.options, self.name, *words]
+        command = [str(self.bin / "ssh"), self.name, *words]
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
         )

@@ -1,6 +1,6 @@
 """Ansible module: how many processes of each of the Procfile's lines Piku runs, before the first push too.
 
-Arguments: `app`, `host`, `ssh_options`, `quantities` (the line's name to a number). It takes effect with the next
+Arguments: `app`, `host`, `quantities` (the line's name to a number). It takes effect with the next
 release: Piku's own `ps:scale` restarts the app every time and can't be used before the first push, which would start
 every line once.
 """

@@ -1,6 +1,6 @@
 """Ansible module: the dyno that runs is one that the last release has started; it is waited for.
 
-Arguments: `app`, `host`, `ssh_options`, `wait`, the seconds it may take. Piku does not look whether an app starts,
+Arguments: `app`, `host`, `wait`, the seconds it may take. Piku does not look whether an app starts,
 and the old dyno answers for some seconds after Piku's command has ended, longer while it finishes its jobs.
 """
 
