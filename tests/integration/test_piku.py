@@ -53,6 +53,7 @@ class Clone:
         """Commit everything, after one file got another content."""
         if name:
             (self.root / name).write_text(text)
+            os.utime(self.root / name, (0, 0))  # make would install what is new in requirements.txt
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "A change")
         return self.git("rev-parse", "HEAD")
