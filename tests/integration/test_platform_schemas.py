@@ -57,10 +57,8 @@ def test_cloud_run_knows_every_name_of_its_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(download(PYPI, CLOUD_RUN, tmp_path)) as package:
         found = json.loads(package.read("googleapiclient/discovery_cache/documents/run.v1.json"))
     # A description of a Google API is JSON Schema but for its references, bare names, and the type `any`.
-    text = (
-        json.dumps(found["schemas"]).replace('"$ref": "', '"$ref": "#/$defs/')
+    text = json.dumps(found["schemas"]).replace('"$ref": "', '"$ref": "#/$defs/')
     text = text.replace('"type": "any"', '"title": ""')
-    )
     schema = {"$ref": "#/$defs/Service", "$defs": closed(json.loads(text))}
     service = yaml.safe_load((ROOT / "deploy/cloudrun/service.yaml").read_text())
     jsonschema.validate(service, schema)
