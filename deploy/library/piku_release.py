@@ -29,6 +29,11 @@ cat ../envs/{app}/LIVE_ENV
 """
 
 
+# What Piku itself puts in force beside the app's settings, and everything that begins so.
+PIKUS_OWN = ("ACME_", "APP", "BIND_ADDRESS", "DATA_ROOT", "HOME", "LOG_ROOT", "NGINX_", "NODE_PATH", "PATH", "PORT")
+PIKUS_OWN += ("PROC_TYPE", "PWD", "USER", "VIRTUAL_ENV")
+
+
 @dataclass(frozen=True)
 class Deployed:
     """What the host has deployed: the commit, whether all packages are there, what runs, the settings in force."""
@@ -55,8 +60,13 @@ class Deployed:
             "packages are missing": not self.complete,
             "the processes are others": self.processes != wanted.processes,
             "the settings are not in force": not wanted.settings.items() <= self.settings.items(),
+            "removed settings are in force": bool(self.removed(wanted)),
         }
         return [text for text, so in differ.items() if so]
+
+    def removed(self, wanted: Deployed) -> set[str]:
+        """The settings in force that are to be no more."""
+        return {name for name in self.settings.keys() - wanted.settings if not name.startswith(PIKUS_OWN)}
 
 
 def wanted_state(piku: Piku, commit: str) -> Deployed:
@@ -76,6 +86,8 @@ def work(parameters: dict[str, Any], piku: Piku, check: bool) -> dict[str, Any]:
     missing = before.lacks(wanted) if before else ["nothing is deployed"]
     if missing and not check:
         with Live() as live:
+            if before and before.removed(wanted):
+                piku.stop()  # uWSGI starts itself anew with the environment that it has, and what was removed in it
             release(piku, parameters["checkout"], commit, before, live)
         if still := verdict(piku, wanted):
             raise PikuError(f"{piku.host}: {piku.app} after the release: {', '.join(still)}: the reason is above")

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ OPTIONS = (
 )
 SSH_FAILED = 255  # ssh's exit code for an error of its own
 TIMEOUT = 60  # seconds for a command that only reads
+PAUSE = 1.0  # seconds between two looks at what still runs
 EXIT = "piku-exit="  # goes before the exit code of what `run` has run
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # How Piku and pip say that something failed, while git and Piku end with 0.
-FAILURE = re.compile(r"^(Error|ERROR|error|fatal): |Exiting due to|Traceback \(most recent call last\)")
+FAILURE = re.compile(r"^(Error|ERROR|error|fatal): |Exiting due to")
 # Lines of a build that tell nothing: pip's list of packages, openssl's dots.
 NOISE = re.compile(r"^ *(Requirement already|Ignoring|Collecting|Downloading|Using cached|━)|^[-.+*\s]*$")
 
@@ -131,6 +133,19 @@ class Piku:
             done = self._start(command)
         if done.returncode or self.read(name) != text:
             raise PikuError(f"{self.host}: {name} of {self.app} could not be written: {_last_line(done.stderr)}")
+
+    def stop(self, wait: int = 60) -> None:
+        """Stop the app, and wait until its jobs are done and its uWSGI is gone. Raises PikuError after `wait` seconds."""
+        try:
+            self.call("stop", self.app)
+        except PikuError as error:
+            if "not deployed" not in str(error):  # it was stopped before
+                raise
+        deadline = time.monotonic() + wait
+        while self.run(f"grep -lsa '^{self.app}:.*uWSGI' /proc/[0-9]*/cmdline; true").strip():
+            if time.monotonic() > deadline:
+                raise PikuError(f"{self.host}: {self.app} still runs {wait} s after `piku stop`: look into its log")
+            time.sleep(PAUSE)
 
     def push(self, checkout: str, commit: str, live: Live) -> list[str]:
         """Push a commit, which deploys it unless the host had it already; returns the lines that tell of failures."""

@@ -110,7 +110,7 @@ class Host:
     def log(self) -> str:
         """What sshd, uWSGI and the apps have written."""
         files = [self.folder / "log", self.folder / "uwsgi.log", *sorted(self.root.glob("logs/*/*"))]
-        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-4000:]}" for path in files if path.exists())
+        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-20000:]}" for path in files if path.exists())
 
     def commands(self) -> list[str]:
         """The words of every command that came, the hooks' included."""
