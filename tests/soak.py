@@ -49,7 +49,7 @@ if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
 from boiler.postgres import Embedded  # noqa: E402
 from boiler.settings import ROOT, SETTINGS  # noqa: E402
 from tests import servers  # noqa: E402
-from tests.dyno import Dyno  # noqa: E402
+from tests.dyno import SIZES, Dyno  # noqa: E402
 from tests.platform import Ending, Stop  # noqa: E402
 from tests.wait import wait_for  # noqa: E402
 
@@ -556,6 +556,7 @@ class Cycling:
         self._port = steady_port()
         self._environ = {
             **DEFAULTS,
+            **SIZES,
             **self._broker.environ(),
             "DATABASE_URL": place.database,
             "PORT": str(self._port),

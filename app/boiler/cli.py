@@ -18,6 +18,7 @@ from typing import Any
 from honcho.environ import parse as parse_dotenv
 
 from . import init, postgres, preflight, settings, sizing, status
+from .image import Image, name_for
 from .inner import Inner, Kind
 from .output import Output
 from .procfile import Entry
@@ -80,9 +81,16 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     if dotenv.is_file():
         for name, value in parse_dotenv(dotenv.read_text(encoding="utf-8")).items():
             environ.setdefault(name, value)
-    # Heroku's buildpack guesses it for a web that has the whole dyno to itself.
+    # An empty setting counts as unset, but gunicorn takes an empty WEB_CONCURRENCY for a number.
+    for name in settings.SETTINGS:
+        if environ.get(name) == "":
+            del environ[name]
+    # Set by Heroku's buildpack, not by the user: a guess for a web that has the whole dyno to itself, and a log line
+    # for each request, which Heroku's router has written already.
     if environ.pop("WEB_CONCURRENCY_SET_BY", None):
         environ.pop("WEB_CONCURRENCY", None)
+    if environ.get("GUNICORN_CMD_ARGS") == "--access-logfile -":
+        del environ["GUNICORN_CMD_ARGS"]
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONUNBUFFERED"] = "1"
 
@@ -120,9 +128,10 @@ def _start(arguments: argparse.Namespace) -> int:
     inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
 
     def supervise(pipe: int, groups: init.Groups) -> int:
+        all_inners = [*_images(inners), *inners]
         supervisor = Supervisor(
-            inners,
-            output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in inners)]),
+            all_inners,
+            output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in all_inners)]),
             socket_path=folder / "status",
             grace=settings.get("DYNO_GRACE"),
             parent_pipe=pipe,
@@ -181,6 +190,28 @@ def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release
     else:
         inners.append(Inner(Entry("ready", ready), environ, Kind.ONCE))
     return inners + [Inner(entry, environ) for entry in entries]
+
+
+def _images(inners: list[Inner]) -> list[Inner]:
+    """The images that the processes of LocalProcfile are forked from, and what runs before them where it can be."""
+    images: dict[str, Image] = {}
+    if settings.get("BOILER_IMAGE"):
+        wanted = {inner.name: name_for(inner.entry.argv(inner.environ), inner.environ) for inner in inners}
+        names = {wanted[inner.name] for inner in inners if inner.kind is Kind.PROCESS} - {None}
+        images = {name: Image(name) for name in sorted(names)}  # first `jobs`, which what runs before is forked from
+        for inner in inners:
+            inner.image = images.get(wanted[inner.name])
+    return [
+        Inner(
+            Entry(f"image-{image.name}", f"image ({image.name})"),
+            dict(os.environ),
+            Kind.IMAGE,
+            argv=image.argv,
+            pass_fds=(image.other_end.fileno(),),
+            image=image,
+        )
+        for image in images.values()
+    ]
 
 
 def _release_line() -> Entry:

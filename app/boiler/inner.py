@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from . import drain
+from . import drain, image
+from .image import Image
 from .procfile import Entry
 from .settings import ROOT
 
@@ -31,6 +32,7 @@ class State(StrEnum):
 class Kind(StrEnum):
     PROCESS = "process"  # a line of LocalProcfile
     DATABASE = "database"  # the embedded PostgreSQL: first to start, last to stop
+    IMAGE = "image"  # others are forked from it
     ONCE = "once"  # must end with 0 before the processes start
 
 
@@ -43,6 +45,7 @@ class Inner:
     kind: Kind = Kind.PROCESS
     argv: list[str] | None = None
     pass_fds: tuple[int, ...] = ()
+    image: Image | None = None  # what it is forked from, or what this is the process of
     state: State = State.STARTING
     pid: int | None = None
     returncode: int | None = None  # of a main process that is dead while others of its group live
@@ -66,25 +69,43 @@ class Inner:
         Raises OSError if the command can't be started.
         """
         self.restart_at = None
+        self._popen = None
         reader, writer = os.pipe()
         try:
-            self._popen = subprocess.Popen(
-                self.argv or self.entry.argv(self.environ),
-                env={**self.environ, "BOILER_PROCESS": self.name},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=writer,
-                stderr=writer,
-                start_new_session=True,
-                pass_fds=self.pass_fds,
-            )
+            self.pid = self._fork(writer) or self._spawn(writer)
         except OSError:
             os.close(reader)
             raise
         finally:
             os.close(writer)
-        self.pid, self.state, self.started_at = self._popen.pid, State.RUNNING, now
+        self.state, self.started_at = State.RUNNING, now
+        if self.kind is Kind.IMAGE and self.image:
+            self.image.pid = self.pid
         return reader
+
+    def _fork(self, output: int) -> int | None:
+        """The pid of the process if its image could fork it."""
+        if self.kind is Kind.IMAGE or not self.image or self.image.state is not image.State.READY:
+            return None
+        with suppress(OSError):
+            return self.image.fork(self.entry.argv(self.environ), self._environ(), output)
+        return None
+
+    def _spawn(self, output: int) -> int:
+        self._popen = subprocess.Popen(
+            self.argv or self.entry.argv(self.environ),
+            env=self._environ(),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=self.pass_fds,
+        )
+        return self._popen.pid
+
+    def _environ(self) -> dict[str, str]:
+        return {**self.environ, "BOILER_PROCESS": self.name}
 
     @property
     def through_shell(self) -> bool:
@@ -103,8 +124,10 @@ class Inner:
         self.signal(signal.SIGKILL, whole_group=True)
         if self._popen is not None:
             self._popen.returncode = returncode  # the supervisor has reaped it
+        if self.kind is Kind.IMAGE and self.image:
+            self.image.state = image.State.GONE
         self.pid, self.returncode, self.steps = None, None, []
-        if self.state is State.STOPPING or self.kind is Kind.ONCE:
+        if self.state is State.STOPPING or self.kind in (Kind.ONCE, Kind.IMAGE):
             self.state = State.STOPPED
         else:
             self.failures = 0 if now - self.started_at >= STARTED_WELL else self.failures + 1

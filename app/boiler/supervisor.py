@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import drain, processes
+from . import drain, image, processes
 from .inner import Inner, Kind, State
 from .output import LineBuffer, Output
 from .status import Server
@@ -25,11 +25,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Supervisor:
     """Runs inner processes until it is told to stop or one of them keeps failing.
 
-    `inners` are started in their order: the database is waited for until `database_ready` says so, a
-    process of kind ONCE until it has ended. A RuntimeError from `database_ready` ends the dyno. `grace` is
-    in seconds. `only` names the lines of LocalProcfile that were asked for, if not all. `parent_pipe` is a
-    descriptor that reads as closed when the init process is gone; `note_groups` is told the process groups
-    there are, at every change.
+    `inners` are started in their order: the database is waited for until `database_ready` says so, an image, by
+    those that are forked from it, until it has loaded, a process of kind ONCE until it has ended. A RuntimeError from
+    `database_ready` ends the dyno. `grace` is in seconds. `only` names the lines of LocalProcfile that were asked
+    for, if not all. `parent_pipe` is a descriptor that reads as closed when the init process is gone; `note_groups`
+    is told the process groups there are, at every change.
     """
 
     def __init__(  # noqa: PLR0913 (its parts are passed in, so that tests need no platform)
@@ -149,6 +149,8 @@ class Supervisor:
         how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
         if inner.kind is Kind.ONCE and returncode and not stopping:
             self.stop(f"{inner.name} ended {how}, see its lines above", exit_code=1)
+        elif inner.kind is Kind.IMAGE and not stopping:
+            self._say(f"{inner.name} ended {how}: what it would have forked is started by itself")
         elif inner.restart_asked and self.state is not State.STOPPING:
             inner.restart_asked = False
             self._start(inner, now)
@@ -170,8 +172,11 @@ class Supervisor:
         self._next_check = None
         while self._to_start:
             inner = self._to_start[0]
+            if inner.kind is not Kind.IMAGE and inner.image and inner.image.state is image.State.LOADING:
+                return
             if inner.state is State.STARTING:
                 self._start(inner, now)
+                self._await_image(inner)
             if inner.kind is Kind.ONCE and inner.state is not State.STOPPED:
                 return
             if inner.kind is Kind.DATABASE and not (inner.state is State.RUNNING and self._is_ready()):
@@ -181,6 +186,18 @@ class Supervisor:
                 self._to_start.popleft()
         if self.state is State.STARTING:
             self.state = State.RUNNING
+
+    def _await_image(self, inner: Inner) -> None:
+        if inner.kind is not Kind.IMAGE or not inner.image:
+            return
+        waited = inner.image
+        waited.other_end.close()
+
+        def loaded() -> None:
+            self._selector.unregister(waited.socket)
+            waited.loaded()
+
+        self._selector.register(waited.socket, selectors.EVENT_READ, loaded)
 
     def _is_ready(self) -> bool:
         try:
@@ -204,7 +221,7 @@ class Supervisor:
         self._pipes[fd] = (inner.name, LineBuffer())
         if self._reading:
             self._selector.register(fd, selectors.EVENT_READ, lambda: self._read(fd))
-        if inner.kind is not Kind.ONCE:
+        if inner.kind not in (Kind.ONCE, Kind.IMAGE):
             self._say(f"{inner.name} started, pid {inner.pid}")
 
     # --- time ---
@@ -307,7 +324,8 @@ class Supervisor:
         """What runs in the dyno: memory in bytes, times in seconds."""
         now = self._clock()
         table = processes.children()
-        shown = [inner for inner in self.inners if inner.kind is not Kind.ONCE]
+        shown = [inner for inner in self.inners if inner.kind in (Kind.PROCESS, Kind.DATABASE)]
+        images = [inner for inner in self.inners if inner.kind is Kind.IMAGE and inner.pid]
         return {
             "boiler": {
                 "pid": os.getpid(),
@@ -318,6 +336,7 @@ class Supervisor:
                 "only": self.only,
                 "memory": processes.memory(os.getpid()) + processes.memory(os.getppid()),
             },
+            "images": [{"name": one.name, "pid": one.pid, "memory": processes.memory(one.pid)} for one in images],
             "processes": [self._status_of(inner, now, table) for inner in shown],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -30,6 +31,12 @@ def leave_logging_to_django(**_: Any) -> None:
 def title_worker(**_: Any) -> None:
     """`worker: celery main`."""
     set_title("celery main", default="worker")
+
+
+@signals.worker_init.connect
+def share_memory(**_: Any) -> None:
+    """Keep the garbage collector of each pool child from writing to all that it shares with the others."""
+    gc.freeze()
 
 
 @signals.worker_process_init.connect

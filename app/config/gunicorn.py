@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def when_ready(arbiter: Any) -> None:
         arbiter.signal(number, frame)
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    gc.freeze()  # a collection in a worker would write to all that it shares with the others
 
 
 def pre_fork(_arbiter: Any, _worker: Any) -> None:

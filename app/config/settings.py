@@ -20,8 +20,6 @@ COLLECTING = sys.argv[1:2] == ["collectstatic"]
 
 # gunicorn.py sets BOILER_WEB before it loads the app; the boiler sets BOILER_PROCESS for every inner process.
 WEB = "BOILER_WEB" in os.environ
-COMMAND = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
-PROCESS = os.environ.get("BOILER_PROCESS") or ("web" if WEB else COMMAND)
 
 # Celery's gevent pool runs each job in a new greenlet, which would leave its connection to the garbage collector.
 GREENLETS = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_module_patched("socket")
@@ -37,10 +35,17 @@ POSTGRES_OPTIONS: dict[str, Any] = {
 }
 
 
+def application_name() -> str:
+    """What this process is called in pg_stat_activity, and whether all dynos have the same secret key."""
+    command = next((word for word in sys.argv[1:] if word in ("worker", "beat")), "manage")
+    process = os.environ.get("BOILER_PROCESS") or ("web" if WEB else command)
+    return f"{process} {key_fingerprint(SECRET_KEY)}"
+
+
 def database(url: str) -> dict[str, Any]:
     """DATABASES["default"] for this process; what the URL's query says goes before our options."""
     config: dict[str, Any] = {**dj_database_url.parse(url)}
-    options = {"application_name": APPLICATION_NAME, **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
+    options = {"application_name": application_name(), **POSTGRES_OPTIONS, **config.get("OPTIONS", {})}
     if not POOLED:
         return {**config, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
     # gevent's greenlets and gthread's threads would each hold a connection of their own: 73 were
@@ -56,8 +61,7 @@ try:
     LOG_LEVEL = get("LOG_LEVEL").upper()
     ALLOWED_HOSTS = ["*"] if DEBUG else get("DJANGO_ALLOWED_HOSTS")
     SECRET_KEY = "only to collect static files" if COLLECTING else secret_key()
-    # pg_stat_activity shows whose connection it is, and whether all dynos have the same secret key.
-    APPLICATION_NAME = f"{PROCESS} {key_fingerprint(SECRET_KEY)}"
+    APPLICATION_NAME = application_name()
     DATABASES = {} if COLLECTING else {"default": database(database_url())}
     BROKER = broker()
     BROKER_URL = {"amqp": get("AMQP_URL"), "redis": get("REDIS_URL"), "pgmq": "pgmq://database"}[BROKER]
@@ -137,9 +141,10 @@ AXES_VERBOSE = False
 
 # --- static files ---
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_FILES = BASE_DIR / "staticfiles"
 # In development, and where nobody ran collectstatic, whitenoise serves the apps' own folders.
-COLLECTED = COLLECTING or (not DEBUG and (STATIC_ROOT / "staticfiles.json").is_file())
+COLLECTED = COLLECTING or (not DEBUG and (STATIC_FILES / "staticfiles.json").is_file())
+STATIC_ROOT = STATIC_FILES if COLLECTED else None
 WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

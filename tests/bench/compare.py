@@ -171,7 +171,7 @@ def relayed(target: str, delay: float) -> Iterator[int]:
 def run_once(layout: Layout, kitchen: Kitchen, folder: Path, arguments: argparse.Namespace, say: Any) -> dict[str, Any]:
     """Start one layout, measure it, and stop it; what went wrong is in its notes."""
     name = kitchen.new_database()
-    environ = environ_of(layout, *kitchen.urls_for_dynos(name), free_port())
+    environ = environ_of(layout, *kitchen.urls_for_dynos(name), free_port()) | dict(arguments.set)
     limits = Limits(arguments.memory * 1024**2, arguments.cpus)
     speed, (before_all, before_stolen) = calibrate(), stolen()
     began = time.monotonic()
@@ -180,7 +180,8 @@ def run_once(layout: Layout, kitchen: Kitchen, folder: Path, arguments: argparse
     try:
         run.measure(say)
     except (AssertionError, OSError) as error:
-        run.notes.append(f"failed: {error}")
+        logs = "".join(f"\n{dyno.log()[-2000:]}" for dyno in dynos)
+        run.notes.append(f"failed: {error}{logs}")
     finally:
         for dyno in dynos:
             dyno.kill()
@@ -240,11 +241,18 @@ def conditions(arguments: argparse.Namespace, round_trip: float) -> str:
     """How the figures were made, in a sentence or two."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "gunicorn", "gevent", "django"))
     ballast = f", {arguments.ballast} MB more of imports" if arguments.ballast else ""
+    chosen = "".join(f", {name}={value}" for name, value in arguments.set)
     return (
         f"{datetime.now().astimezone():%Y-%m-%d}, Python {platform.python_version()}, {packages}; dyno: "
-        f"{arguments.memory} MB and {arguments.cpus:g} of {os.cpu_count()} CPUs{ballast}; "
+        f"{arguments.memory} MB and {arguments.cpus:g} of {os.cpu_count()} CPUs{ballast}{chosen}; "
         f"{round_trip:.2f} ms for a query; {arguments.rounds} rounds."
     )
+
+
+def setting(text: str) -> tuple[str, str]:
+    """The name and the value of NAME=VALUE. Raises ValueError."""
+    name, value = text.split("=", 1)
+    return name, value
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -256,6 +264,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpus", type=float, default=1, help="a dyno's CPUs (default: 1)")
     parser.add_argument("--delay", type=float, default=0, metavar="MS", help="add a round trip to database and Redis")
     parser.add_argument("--ballast", type=int, default=0, metavar="MB", help="let the app's imports weigh so much more")
+    parser.add_argument(
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", help="a setting, for every layout"
+    )
     parser.add_argument("--short", action="store_true", help="stages of one second: to try it out, not to measure")
     parser.add_argument("--output", type=Path, default=ROOT / "bench", metavar="FOLDER", help="default: bench")
     arguments = parser.parse_args(argv)

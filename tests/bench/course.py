@@ -40,8 +40,8 @@ class Outcome:
     done: int
     rate: float
     at_once: float
-    waited_p50: float
-    waited_p99: float
+    waited_p50: float | None
+    waited_p99: float | None
 
 
 def judge(jobs: list[dict[str, Any]]) -> Outcome:
@@ -49,7 +49,7 @@ def judge(jobs: list[dict[str, Any]]) -> Outcome:
     at = datetime.fromisoformat
     done = [(at(job["created"]), at(job["started"]), at(job["finished"])) for job in jobs if job["state"] == "done"]
     if not done:
-        return Outcome(len(jobs), 0, 0.0, 0.0, percentile([], 50), percentile([], 99))
+        return Outcome(len(jobs), 0, 0.0, 0.0, None, None)
     last = max(finished for _, _, finished in done)
     spent = (last - min(at(job["created"]) for job in jobs)).total_seconds()
     cooked = (last - min(started for _, started, _ in done)).total_seconds()
@@ -124,6 +124,8 @@ class Course:
         return {"accepted_per_s": len(ids) / sample.seconds, **vars(outcome), **self._latencies(sample)}
 
     def _latencies(self, sample: Sample) -> dict[str, Any]:
+        if not sample.latencies:
+            raise TargetError(f"{self._url}: not one answer within {sample.seconds:.0f} s")
         return {
             "p50_ms": sample.milliseconds(50),
             "p95_ms": sample.milliseconds(95),
@@ -170,7 +172,7 @@ def rows(figures: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
         ),
         (
             "Storm: from call to start, median and 99th",
-            f"{storm['waited_p50'] * 1000:,.0f} ms, {storm['waited_p99'] * 1000:,.0f} ms",
+            f"{storm['waited_p50'] * 1000:,.0f} ms, {storm['waited_p99'] * 1000:,.0f} ms" if storm["done"] else "-",
         ),
     ]
 

@@ -98,6 +98,8 @@ class LayoutDyno(Dyno):
 
     def __init__(self, folder: Path, environ: dict[str, str], root: Path, command: tuple[str, ...]) -> None:
         super().__init__(folder, environ, root)
+        # gunicorn takes an empty WEB_CONCURRENCY for a number.
+        self.environ = {name: value for name, value in self.environ.items() if value}
         self.command = command
 
     @property

@@ -25,7 +25,7 @@ CONNECTIONS = 32
 SETTLE = 3.0  # seconds from the first job's end until a dyno counts as idle
 LOOK = 0.002  # seconds between two looks of a measurement
 QUICK = b'{"kind": "sleep", "seconds": 0}'
-START = 120.0  # seconds that a layout may take to start
+START = 60.0  # seconds that a layout may take to start
 DRAIN = 300.0  # seconds that the jobs of a storm may take
 
 Figures = dict[str, float]

@@ -50,6 +50,8 @@ def test_every_process_is_recognised_by_its_title(dyno: Dyno) -> None:
     expected = {
         "boiler: init": 1,
         "boiler: supervisor": 1,
+        "boiler: image (jobs)": 1,
+        "boiler: image (web)": 1,
         "web: gunicorn master": 1,
         "web: gunicorn worker (gevent)": 2,
         "worker: celery main": 1,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from boiler import preflight, settings
+from boiler import cli, preflight, settings
 from boiler.settings import ROOT, SETTINGS, SettingError
 
 KEY = {"DJANGO_SECRET_KEY": "0123456789" * 6}
@@ -18,6 +18,7 @@ KEY = {"DJANGO_SECRET_KEY": "0123456789" * 6}
         ("PORT", "65536"),
         ("WEB_CONCURRENCY", "-1"),
         ("WEB_WORKER_CLASS", "tornado"),
+        ("ADMIN_PATH", "a/b"),
         ("DJANGO_DEBUG", "yes"),
         ("DATABASE_URL", "mysql://user@host/name"),
         ("DATABASE_URL", "postgresql://user:secret@host:port/name"),
@@ -68,8 +69,23 @@ def test_settings_are_read_in_one_place_only() -> None:
     internal = {"DJANGO_SETTINGS_MODULE", "PATH", "PYTHONUNBUFFERED", "VIRTUAL_ENV"}
     for path in (ROOT / "app").rglob("*.py"):
         read = set(re.findall(r"""environ(?:\.\w+\(|\[)\s*["']([A-Z_]+)["']""", path.read_text()))
-        # cli.py fills in what its processes are to find, and takes out what a buildpack guessed.
-        completed = {"PORT", "DATABASE_URL", "STATUS_TOKEN", "WEB_CONCURRENCY", "WEB_CONCURRENCY_SET_BY"}
+        # cli.py fills in what its processes are to find, and takes out what a buildpack has set.
+        completed = {
+            "PORT",
+            "DATABASE_URL",
+            "STATUS_TOKEN",
+            "WEB_CONCURRENCY",
+            "WEB_CONCURRENCY_SET_BY",
+            "GUNICORN_CMD_ARGS",
+        }
         allowed = internal | (completed if path.name == "cli.py" else set())
         wrong = {name for name in read - allowed if not name.startswith("BOILER_")}
         assert not wrong, f"{path} reads {wrong}: add it to boiler/settings.py"
+
+
+def test_an_empty_setting_reaches_no_inner_process() -> None:
+    """gunicorn takes an empty WEB_CONCURRENCY for a number, and does not start."""
+    environ = {"WEB_CONCURRENCY": "", "PORT": "", "MY_OWN": ""}
+    cli.complete_environment(environ)
+    assert environ.keys() >= {"MY_OWN"}
+    assert not environ.keys() & {"WEB_CONCURRENCY", "PORT"}

@@ -100,7 +100,8 @@ def test_celery_has_its_children(seen: Seen) -> None:
 def test_nothing_else_runs(seen: Seen) -> None:
     """Nothing runs under the boiler that was not planned."""
     supervisor = seen.inside["status"]["boiler"]["pid"]
-    known = {*mains(seen).values(), supervisor}
+    images = {one["pid"] for one in seen.inside["status"]["images"]}  # from which the others were forked
+    known = {*mains(seen).values(), supervisor, *images}
     top = {supervisor, seen.inside["status"]["boiler"]["init_pid"]}
     extra = [
         process

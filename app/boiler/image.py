@@ -1,0 +1,181 @@
+"""Images: interpreters that have loaded the app once, and fork the inner processes that are Python programs.
+
+A fork starts in a fraction of the time that loading takes, and shares the memory of what was loaded as long as
+nobody writes to it. There are two of them, because gevent's patching must come before gunicorn's app is loaded and
+must never reach Celery: `web` for gunicorn, `jobs` for all other Python programs. What they load is for
+config/image.py to say. Nothing may be open or running in an image that two processes must not share: it refuses to
+fork if the app started threads while it was loaded, and closes its database connections.
+
+An image forks twice: the process in between ends at once, so that the new one becomes a child of the supervisor,
+the subreaper above it, like any process that the supervisor starts itself. Where there is no image, or no more, the
+supervisor does that.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import os
+import random
+import runpy
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
+from importlib import import_module
+from os import fork  # gevent's would come with a hub, which must not be shared
+from pathlib import Path
+
+from .preflight import POOL_OPTION
+from .settings import get
+from .titles import set_title
+
+APP = Path(__file__).resolve().parents[1]
+LONGEST = 1 << 20  # bytes of a request: the command and the environment
+ANSWER_WAIT = 5.0  # seconds that a fork may take; 2-10 ms is usual
+
+
+class State(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    GONE = "gone"
+
+
+def name_for(argv: list[str], environ: Mapping[str, str]) -> str | None:
+    """Which image a command is forked from: `web`, `jobs`, or None for what is no program of this Python's.
+
+    Nor is a Celery worker with the pool gevent forked: its patching would come after all that it patches is in use.
+    """
+    pool = POOL_OPTION.search(shlex.join(argv))
+    if pool and pool[1] == "gevent":
+        return None
+    program = shutil.which(argv[0], path=environ.get("PATH"))
+    if sys.platform != "linux" or program is None:
+        return None
+    folder = Path(sys.executable).parent
+    if Path(program).parent == folder and Path(program).name.startswith("python"):
+        return "jobs" if len(argv) > 1 and not argv[1].startswith("-") else None
+    with suppress(OSError), Path(program).open("rb") as file:
+        # Where the path is long or has spaces in it, pip writes a shell's line first, and Python's name then.
+        if file.read(2) == b"#!" and os.fsencode(f"{folder}/python") in file.read(512):
+            return "web" if Path(program).name == "gunicorn" else "jobs"
+    return None
+
+
+class Image:
+    """The supervisor's side of an image."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.LOADING
+        self.pid = 0
+        self.socket, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(ANSWER_WAIT)
+
+    @property
+    def argv(self) -> list[str]:
+        """The command of the image's process, which needs `other_end` as an open descriptor."""
+        code = f"import sys; sys.path[0] = {str(APP)!r}; from boiler.image import main; main()"
+        return [sys.executable, "-c", code, self.name, str(self.other_end.fileno())]
+
+    def loaded(self) -> None:
+        """Note that it is ready, or that it has ended, as its socket tells."""
+        try:
+            self.state = State.READY if self.socket.recv(16) else State.GONE
+        except OSError:
+            self.state = State.GONE
+
+    def fork(self, argv: list[str], environ: Mapping[str, str], output: int) -> int:
+        """The pid of a new process that runs the command, its output going to a descriptor.
+
+        Raises OSError if the image doesn't answer: it is killed, so that it does not do so late.
+        """
+        request = json.dumps({"argv": argv, "environ": dict(environ)}).encode()
+        try:
+            socket.send_fds(self.socket, [request], [output])
+            if answer := self.socket.recv(64):
+                return int(answer)
+            raise ConnectionResetError(f"image {self.name} is gone")
+        except OSError:
+            self.state = State.GONE
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)  # not reaped yet, or the supervisor would know that it is gone
+            raise
+
+
+# --- in the image's process ---
+
+
+def main() -> None:
+    """Load the app, then fork a process for each request; in that process, run its program."""
+    name, descriptor = sys.argv[1], int(sys.argv[2])
+    # The socket's C type: gevent's patching would make a socket of its own kind wait in a hub.
+    supervisor = socket.SocketType(fileno=descriptor)
+    os.environ.pop("BOILER_PROCESS")  # none of LocalProcfile's
+    set_title(f"image ({name})")
+    if name == "web" and get("WEB_WORKER_CLASS") == "gevent":
+        from gevent import monkey  # noqa: PLC0415 (never in the other image)
+
+        monkey.patch_all()
+    app = import_module("config.image")
+    gc.disable()  # all that is loaded stays
+    app.load(name)
+    if count := len(os.listdir("/proc/self/task")) - 1:  # noqa: PTH208
+        sys.exit(f"the app has started {count} threads while it was loaded, so it can't be forked")
+    gc.enable()
+    gc.freeze()  # a collection would write to all that is shared
+    supervisor.send(b"ready")
+    run = _serve(supervisor, app.renew)
+    run()
+
+
+def _serve(supervisor: socket.socket, renew: Callable[[], None]) -> Callable[[], object]:
+    """Answer requests until the supervisor is gone. Returns in the forked processes: with what each is to run."""
+    while True:
+        data, ancillary, _, _ = supervisor.recvmsg(LONGEST, socket.CMSG_SPACE(array.array("i").itemsize))
+        if not data:
+            os._exit(0)
+        (output,) = array.array("i", ancillary[0][2])
+        request = json.loads(data)
+        reader, writer = os.pipe()
+        between = fork()
+        if not between:
+            if pid := fork():
+                os.write(writer, b"%d" % pid)
+                os._exit(0)
+            for descriptor in (reader, writer):
+                os.close(descriptor)
+            supervisor.close()
+            return _become(request["argv"], request["environ"], output, renew)
+        os.waitpid(between, 0)
+        for descriptor in (writer, output):
+            os.close(descriptor)
+        supervisor.send(os.read(reader, 64))
+        os.close(reader)
+
+
+def _become(argv: list[str], environ: dict[str, str], output: int, renew: Callable[[], None]) -> Callable[[], object]:
+    """Make this process what subprocess.Popen would have made; returns what runs the program."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for descriptor in (nothing, output):
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environ)
+    random.seed()
+    renew()
+    if Path(argv[0]).name.startswith("python"):
+        argv = argv[1:]
+        sys.path[0] = str(Path(argv[0]).parent)
+        program = argv[0]
+    else:
+        program = shutil.which(argv[0]) or argv[0]
+    sys.argv = [program, *argv[1:]]
+    return lambda: runpy.run_path(program, run_name="__main__")

@@ -1,0 +1,197 @@
+"""Images: inner processes forked from an interpreter that has loaded the app once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dyno import Dyno, alive
+from tests.wait import wait_for
+
+Scratch = Callable[..., Dyno]
+
+# What an image of the scratch checkout loads, and a program that writes down what it finds itself to be.
+LOADS = """
+import random
+LOADED = []
+def load(name):
+    LOADED.append(name)
+def renew():
+    LOADED.append("renewed")
+"""
+SHOWS = """
+import json, os, random, signal, sys, time
+image = sys.modules.get("config.image")
+facts = {
+    "loaded": image.LOADED if image else None,
+    "argv": sys.argv,
+    "process": os.environ.get("BOILER_PROCESS"),
+    "environ": sorted(os.environ),
+    "cwd": os.getcwd(),
+    "leads": os.getsid(0) == os.getpgid(0) == os.getpid(),
+    "parent": os.getppid(),
+    "random": random.random(),
+    "files": {name: os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if int(name) > 2
+              and os.path.exists(f"/proc/self/fd/{name}")},
+    "terminates": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+}
+with open(f"facts-{os.environ['BOILER_PROCESS']}", "w") as file:
+    json.dump(facts, file)
+print("shown")
+time.sleep(1000)
+"""
+TWO = "web: python app/shows.py --port 1\nworker: python app/shows.py 'two words'\n"
+
+
+@pytest.fixture
+def showing(scratch: Scratch) -> Callable[..., Dyno]:
+    """Dynos whose processes write down what they are; `loads` is the code of config/image.py."""
+
+    def make(lines: str = TWO, loads: str = LOADS, **environ: str) -> Dyno:
+        dyno = scratch(lines, **environ)
+        (dyno.root / "app" / "config").mkdir(exist_ok=True)
+        (dyno.root / "app" / "config" / "image.py").write_text(loads)
+        (dyno.root / "app" / "shows.py").write_text(SHOWS)
+        return dyno.start()
+
+    return make
+
+
+def facts(dyno: Dyno, name: str) -> dict[str, Any]:
+    def read() -> dict[str, Any] | None:
+        try:
+            return json.loads((dyno.root / f"facts-{name}").read_text())
+        except (OSError, ValueError):
+            return None
+
+    found = wait_for(read, f"{name} has shown itself\n{dyno.log()}")
+    (dyno.root / f"facts-{name}").unlink()
+    return found
+
+
+def images(dyno: Dyno) -> list[int]:
+    return [one["pid"] for one in dyno.status()["images"]]
+
+
+def test_python_programs_are_forked_and_find_themselves_as_if_they_were_started(showing) -> None:
+    dyno = showing()
+    web, worker = facts(dyno, "web"), facts(dyno, "worker")
+    for name, found in (("web", web), ("worker", worker)):
+        assert found["loaded"] == ["jobs", "renewed"]
+        assert found["process"] == name
+        assert found["cwd"] == str(dyno.root)
+        assert found["leads"]
+        assert found["parent"] == dyno.status()["boiler"]["pid"]
+        assert found["terminates"]
+        assert found["blocked"] == 0
+        assert found["files"] == {}
+    assert web["argv"] == ["app/shows.py", "--port", "1"]
+    assert worker["argv"] == ["app/shows.py", "two words"]
+    assert web["random"] != worker["random"]
+    assert "worker     | shown" in dyno.log()
+    pids = dyno.pids()
+    assert dyno.stop(10) == 0
+    assert not alive(pids)
+
+
+def test_one_setting_starts_every_process_by_itself(showing) -> None:
+    forked = set(facts(showing(), "web")["environ"])
+    dyno = showing(BOILER_IMAGE="0")
+    found = facts(dyno, "web")
+    assert found["loaded"] is None
+    assert set(found["environ"]) - {"BOILER_IMAGE"} == forked
+    assert images(dyno) == []
+
+
+def test_a_program_that_is_not_python_runs_beside_those_that_are_forked(showing) -> None:
+    dyno = showing("web: python app/shows.py\nother: sleep 1001\nshell: sleep 1002 && true\n")
+    assert facts(dyno, "web")["loaded"]
+    wait_for(lambda: dyno.inner("shell")["state"] == "running", "all run")
+    assert dyno.inner("other")["title"] == "sleep 1001"
+
+
+def test_a_killed_process_is_forked_again(showing) -> None:
+    dyno = showing()
+    before = facts(dyno, "web")
+    began = time.monotonic()
+    os.kill(dyno.inner("web")["pid"], signal.SIGKILL)
+    after = facts(dyno, "web")
+    print(f"back after {time.monotonic() - began:.3f} s")
+    assert after["loaded"] == ["jobs", "renewed"]
+    assert after["random"] != before["random"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_its_image_a_process_is_started_by_itself(showing, number: signal.Signals) -> None:
+    dyno = showing()
+    facts(dyno, "web")
+    (image,) = images(dyno)
+    os.kill(image, number)
+    os.kill(dyno.inner("web")["pid"], signal.SIGKILL)
+    assert facts(dyno, "web")["loaded"] is None
+    wait_for(lambda: not alive({image}), "the image can't go on and fork what was asked of it")
+    assert dyno.inner("worker")["restarts"] == 0
+    assert dyno.stop(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("loads", "reason"),
+    [
+        ("import nothing_that_there_is", "ModuleNotFoundError"),
+        (
+            LOADS + "\nimport threading, time\nthreading.Thread(target=time.sleep, args=[9], daemon=True).start()",
+            "threads",
+        ),
+    ],
+    ids=["an app that can't be loaded", "an app that starts threads"],
+)
+def test_an_app_that_can_not_be_forked_is_started_and_the_log_says_why(showing, loads: str, reason: str) -> None:
+    dyno = showing(loads=loads)
+    assert facts(dyno, "web")["loaded"] is None
+    assert reason in dyno.log()
+    assert "started by itself" in dyno.log()
+
+
+# --- the app itself ---
+
+
+def test_the_web_is_back_by_a_fork_and_requests_share_no_connection(dyno: Dyno, database_url: str) -> None:
+    os.kill(dyno.inner("web")["pid"], signal.SIGKILL)
+    wait_for(lambda: dyno.inner("web")["restarts"] == 1, "the web was started again")
+    wait_for(dyno.is_healthy, "it serves again")
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: dyno.post("/jobs", {"kind": "io", "seconds": 0.01}), range(300)))
+    ids = [job for status, answer in answers for job in answer["ids"] if status == 202]
+    assert len(set(ids)) == 300
+    wait_for(lambda: dyno.get(f"/jobs/{max(ids)}")[1]["state"] == "done", "the jobs are done", 60)
+    assert "Traceback" not in dyno.log()
+
+
+def test_gevent_is_in_the_web_and_nowhere_else(dyno: Dyno) -> None:
+    def loaded(pid: int) -> bool:
+        return "gevent" in Path(f"/proc/{pid}/maps").read_text()
+
+    for name, expected in (("web", True), ("worker", False), ("beat", False)):
+        inner = dyno.inner(name)
+        assert {loaded(pid) for pid in [inner["pid"], *(child["pid"] for child in inner["children"])]} == {expected}
+
+
+def test_the_images_socket_is_nobody_elses(dyno: Dyno) -> None:
+    """Whoever held its other end could start programs, and would keep the image alive."""
+
+    def sockets(pid: int) -> set[str]:
+        files = [file for file in Path(f"/proc/{pid}/fd").iterdir() if file.exists() or file.is_symlink()]
+        return {name for file in files if (name := str(file.readlink())).startswith("socket:")}
+
+    for image in images(dyno):
+        (own,) = sockets(image)
+        assert [pid for pid in dyno.pids() if own in sockets(pid)] == [image]
