@@ -29,9 +29,10 @@ cat ../envs/{app}/LIVE_ENV
 """
 
 
-# What Piku itself puts in force beside the app's settings, and everything that begins so.
-PIKUS_OWN = ("ACME_", "APP", "BIND_ADDRESS", "DATA_ROOT", "HOME", "LOG_ROOT", "NGINX_", "NODE_PATH", "PATH", "PORT")
-PIKUS_OWN += ("PROC_TYPE", "PWD", "USER", "VIRTUAL_ENV")
+# What Piku itself puts in force beside the app's settings.
+PIKUS_OWN = {"APP", "BIND_ADDRESS", "DATA_ROOT", "HOME", "LOG_ROOT", "NODE_PATH", "PATH", "PORT", "PROC_TYPE", "PWD"}
+PIKUS_OWN |= {"USER", "VIRTUAL_ENV"}
+PIKUS_PREFIXES = ("ACME_", "NGINX_")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Deployed:
 
     def removed(self, wanted: Deployed) -> set[str]:
         """The settings in force that are to be no more."""
-        return {name for name in self.settings.keys() - wanted.settings if not name.startswith(PIKUS_OWN)}
+        found = self.settings.keys() - wanted.settings.keys() - PIKUS_OWN
+        return {name for name in found if not name.startswith(PIKUS_PREFIXES)}
 
 
 def wanted_state(piku: Piku, commit: str) -> Deployed:

@@ -135,7 +135,7 @@ class Piku:
             raise PikuError(f"{self.host}: {name} of {self.app} could not be written: {_last_line(done.stderr)}")
 
     def stop(self, wait: int = 60) -> None:
-        """Stop the app, and wait until its jobs are done and its uWSGI is gone. Raises PikuError after `wait` seconds."""
+        """Stop the app, and wait until its jobs are done and its uWSGI is gone; raises PikuError after `wait` s."""
         try:
             self.call("stop", self.app)
         except PikuError as error:
