@@ -31,7 +31,7 @@ OPTIONS = (
     "ServerAliveCountMax=4",
 )
 SSH_FAILED = 255  # ssh's exit code for an error of its own
-TIMEOUT = 60  # seconds for a command that only reads
+TIMEOUT = 300  # seconds for a command that builds nothing; a small host that starts an app at the same time is slow
 PAUSE = 1.0  # seconds between two looks at what still runs
 EXIT = "piku-exit="  # goes before the exit code of what `run` has run
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
