@@ -33,6 +33,7 @@ bench: .venv/installed-dev ## run the page's 20-second benchmark against URL=…
 
 bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
 	@.venv/bin/python -m tests.bench.compare $(BENCH)
+
 verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)
 	@.venv/bin/python -m pytest --confcutdir tests/verify -p no:cacheprovider -p no:django \
 		--quiet --no-header --no-summary tests/verify
