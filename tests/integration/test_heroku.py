@@ -9,6 +9,7 @@ import pty
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -472,6 +473,21 @@ def test_destroy_asks_for_the_name(clone: Clone) -> None:
     assert "shop" in clone.double.apps
     assert destroy(clone, "shop") == 0
     assert clone.double.apps == {}
+
+
+def test_the_double_can_be_tried_by_hand(clone: Clone) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.heroku"], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        lines = [process.stdout.readline().removeprefix("export ").strip() for _ in range(2)]
+        environ = dict(line.split("=", 1) for line in lines)
+        assert "+app: shop" in clone.deploy("CHECK=1", **environ)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_pages_name_the_commands_that_are_typed_here() -> None:
