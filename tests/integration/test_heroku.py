@@ -338,9 +338,10 @@ def test_scaled_out_and_in_again_no_job_is_lost(deployed: Clone, app: App) -> No
     assert not any(ending.killed for ending in app.endings)
 
 
-def test_a_cut_connection_to_the_build_output_goes_on_where_it_was(clone: Clone) -> None:
-    clone.double.faults = [Fault("GET", "/streams/", times=3)]
+def test_after_a_cut_connection_the_build_output_goes_on_where_it_was_and_repetitions_are_shown(clone: Clone) -> None:
+    clone.double.faults = [Fault("GET", "/streams/", times=3), Fault("GET", "/builds/", 503, "unavailable", times=2)]
     output = clone.deploy()
+    assert "Heroku answers 503: trying again in 2 s" in output
     assert all(fault.times == 0 for fault in clone.double.faults)
     for line in ("-----> Building on the Heroku-24 stack", "-----> Discovering process types", "jobs.0001_pgmq"):
         assert output.count(line) == 1, line
