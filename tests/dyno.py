@@ -20,7 +20,7 @@ from boiler.settings import ROOT
 from tests.platform import DOCKER, Container, Ending, Limits, Stop, alive
 from tests.wait import wait_for
 
-__all__ = ["Dyno", "alive", "free_port"]
+__all__ = ["Dyno", "alive", "ask", "free_port"]
 
 # What the tests count on, whatever this machine's plan would be.
 SIZES = {"WEB_CONCURRENCY": "2", "WORKER_CONCURRENCY": "2", "DATABASE_POOL": "4"}
@@ -30,6 +30,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def ask(port: int, path: str, method: str = "GET", body: Any = None, timeout: float = 60) -> tuple[int, Any]:
+    """One request to this machine; returns the status and the body, parsed if it is JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+        response = connection.getresponse()
+        text = response.read()
+    finally:
+        connection.close()
+    is_json = "json" in (response.headers["Content-Type"] or "")
+    return response.status, json.loads(text) if is_json else text.decode()
 
 
 class Dyno:
@@ -103,16 +117,7 @@ class Dyno:
 
     def get(self, path: str, method: str = "GET", body: Any = None, timeout: float = 60) -> tuple[int, Any]:
         """One request; returns the status and the body, parsed if it is JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
-            response = connection.getresponse()
-            text = response.read()
-        finally:
-            connection.close()
-        is_json = "json" in (response.headers["Content-Type"] or "")
-        return response.status, json.loads(text) if is_json else text.decode()
+        return ask(self.port, path, method, body, timeout)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         return self.get(path, "POST", body)

@@ -85,9 +85,12 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     for name in settings.SETTINGS:
         if environ.get(name) == "":
             del environ[name]
-    # Heroku's buildpack guesses it for a web that has the whole dyno to itself.
+    # Set by Heroku's buildpack, not by the user: a guess for a web that has the whole dyno to itself, and a log line
+    # for each request, which Heroku's router has written already.
     if environ.pop("WEB_CONCURRENCY_SET_BY", None):
         environ.pop("WEB_CONCURRENCY", None)
+    if environ.get("GUNICORN_CMD_ARGS") == "--access-logfile -":
+        del environ["GUNICORN_CMD_ARGS"]
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONUNBUFFERED"] = "1"
 

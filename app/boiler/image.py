@@ -19,6 +19,7 @@ import json
 import os
 import random
 import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ from importlib import import_module
 from os import fork  # gevent's would come with a hub, which must not be shared
 from pathlib import Path
 
+from .preflight import POOL_OPTION
 from .settings import get
 from .titles import set_title
 
@@ -45,7 +47,13 @@ class State(StrEnum):
 
 
 def name_for(argv: list[str], environ: Mapping[str, str]) -> str | None:
-    """Which image a command is forked from: `web`, `jobs`, or None for what is no program of this Python's."""
+    """Which image a command is forked from: `web`, `jobs`, or None for what is no program of this Python's.
+
+    Nor is a Celery worker with the pool gevent forked: its patching would come after all that it patches is in use.
+    """
+    pool = POOL_OPTION.search(shlex.join(argv))
+    if pool and pool[1] == "gevent":
+        return None
     program = shutil.which(argv[0], path=environ.get("PATH"))
     if sys.platform != "linux" or program is None:
         return None

@@ -25,8 +25,9 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     shown = ""
     with Live() as live:
         current = next((one["version"] for one in releases(api, app, 200) if one.get("current")), 0)
-        while waiting := not_up(api.get(f"/apps/{app}/dynos"), current):
-            if "crashed" in waiting:
+        while late := not_up(api.get(f"/apps/{app}/dynos"), current):
+            waiting = ", ".join(sorted(f"{one['name']} is {one['state']} (v{version(one)})" for one in late))
+            if any(one["state"] == "crashed" and version(one) >= current for one in late):
                 raise HerokuError(f"{waiting}: look into the app's log (`heroku logs`), then run this again")
             if time.monotonic() > deadline:
                 raise HerokuError(f"after {parameters['wait']} s: {waiting}: look into the app's log (`heroku logs`)")
@@ -37,15 +38,14 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     return {"changed": False}
 
 
-def not_up(dynos: list[dict[str, Any]], current: int) -> str:
-    """Which dynos do not run the current release yet, and why; empty if all do. One-off dynos do not count."""
-    late = [
-        f"{one['name']} is {one['state']} (v{one['release']['version']})"
-        for one in dynos
-        if one["type"] not in ("run", "release", "scheduler")
-        and (one["state"] not in ("up", "idle") or one["release"]["version"] < current)
-    ]
-    return ", ".join(sorted(late))
+def not_up(dynos: list[dict[str, Any]], current: int) -> list[dict[str, Any]]:
+    """The dynos that do not run the current release yet; one-off dynos do not count, nor does one that sleeps."""
+    lasting = [one for one in dynos if one["type"] not in ("run", "release", "scheduler")]
+    return [one for one in lasting if one["state"] not in ("up", "idle") or version(one) < current]
+
+
+def version(dyno: dict[str, Any]) -> int:
+    return dyno["release"]["version"]
 
 
 if __name__ == "__main__":

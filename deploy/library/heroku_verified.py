@@ -24,7 +24,8 @@ def work(parameters: dict[str, Any], api: Heroku, check: bool) -> dict[str, Any]
     if check:
         return {"changed": False}
     token = api.get(f"/apps/{parameters['app']}/config-vars")["STATUS_TOKEN"]
-    environ = {**os.environ, "TARGET": "url", "URL": parameters["url"].rstrip("/"), "STATUS_TOKEN": token}
+    inherited = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # the outer make's variables
+    environ = {**inherited, "TARGET": "url", "URL": parameters["url"].rstrip("/"), "STATUS_TOKEN": token}
     with (
         Live() as live,
         subprocess.Popen(

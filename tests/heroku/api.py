@@ -50,7 +50,8 @@ class ApiError(Exception):
 class Fault:
     """What goes wrong with the next `times` requests of a method to a path (a pattern).
 
-    `status` and `kind` are the answer's, 0 for none: the connection is closed, `after` the request has taken effect.
+    `status` and `kind` are the answer's, 0 for none: the connection is closed. `after` lets the request take effect
+    first; `delay` is the seconds until all this happens.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Fault:
     message: str = "the fault that the test asked for"
     times: int = 1
     after: bool = False
+    delay: float = 0
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -512,6 +514,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _fail(self, fault: Fault) -> None:
+        time.sleep(fault.delay)
         if fault.status:
             self._send(fault.status, {"id": fault.kind, "message": fault.message}, fault.headers)
         else:

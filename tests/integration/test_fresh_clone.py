@@ -149,7 +149,9 @@ def test_a_new_user_runs_every_command_of_the_readme(clone: Clone) -> None:
     assert dyno.process.wait(30) == 0
 
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert {line for block in blocks for line in block.splitlines()} == set(typed)
+    lines = {line for block in blocks for line in block.splitlines()}
+    platforms = {line for line in lines if re.match(r"make (deploy|destroy|scale)-", line)}  # typed in test_heroku.py
+    assert lines - platforms == set(typed)
 
 
 def test_plain_honcho_runs_localprocfile(database_url: str, tmp_path: Path) -> None:

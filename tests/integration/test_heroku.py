@@ -22,7 +22,7 @@ import pytest
 
 from boiler import processes
 from boiler.settings import ROOT
-from tests.dyno import Dyno
+from tests.dyno import ask
 from tests.heroku.api import Double, Fault
 from tests.heroku.app import App
 from tests.needs import needs
@@ -59,6 +59,7 @@ class Clone:
         (root / ".git" / "info" / "exclude").write_text("/.venv\n")
         self.write_inventory("info")
         self.first = self.commit()
+        self.released = 0  # the release that `first` is in
 
     def git(self, *words: str) -> str:
         settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
@@ -106,9 +107,7 @@ class Visitor:
         self.served = 0
 
     def ask(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
-        dyno = Dyno.__new__(Dyno)  # its requests, to the router's port
-        dyno.port = self.app.router.server_address[1]
-        return Dyno.get(dyno, path, method, body)
+        return ask(self.app.router.server_address[1], path, method, body)
 
     def jobs(self, **order: Any) -> list[int]:
         status, answer = self.ask("/jobs", "POST", order)
@@ -142,6 +141,11 @@ class Visitor:
             thread.join()
 
 
+def current(app: App) -> int:
+    assert app.current is not None
+    return app.current.version
+
+
 @pytest.fixture(scope="session")
 def heroku_cache(pytestconfig: pytest.Config) -> Path:
     """What builds keep from one run of the tests to the next."""
@@ -173,8 +177,11 @@ def deployed(shop: Clone) -> Clone:
     """A checkout that is deployed as it is; what is asked of the double counts from here."""
     shop.git("reset", "--quiet", "--hard", shop.first)
     shop.git("clean", "--quiet", "--force", "-d")
-    shop.deploy()
-    app = shop.double.apps["shop"]
+    app = shop.double.apps.get("shop")
+    if app is None or current(app) != shop.released:  # the test before has changed something
+        shop.deploy()
+        app = shop.double.apps["shop"]
+        shop.released = current(app)
     wait_for(lambda: not app.stopping(), "no dyno of the test before is left", 60)
     app.endings.clear()
     shop.double.requests.clear()
@@ -184,11 +191,6 @@ def deployed(shop: Clone) -> Clone:
 @pytest.fixture
 def app(deployed: Clone) -> App:
     return deployed.double.apps["shop"]
-
-
-def current(app: App) -> int:
-    assert app.current is not None
-    return app.current.version
 
 
 def test_the_first_deployment_ends_with_a_healthy_app_and_the_second_changes_nothing(clone: Clone) -> None:
@@ -449,7 +451,6 @@ def destroy(clone: Clone, typed: str) -> int:
         stdout=follower,
         stderr=follower,
         start_new_session=True,
-        preexec_fn=lambda: os.login_tty(0) if hasattr(os, "login_tty") else None,  # noqa: PLW1509
     )
     os.close(follower)
     shown = b""
@@ -471,6 +472,19 @@ def test_destroy_asks_for_the_name(clone: Clone) -> None:
     assert "shop" in clone.double.apps
     assert destroy(clone, "shop") == 0
     assert clone.double.apps == {}
+
+
+def test_the_pages_name_the_commands_that_are_typed_here() -> None:
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "heroku.md").read_text()
+    named = {line.strip() for line in re.findall(r"make (?:deploy|destroy|scale)-[^`\n]+ APP=shop[^`\n]*", pages)}
+    assert {line for line in named if "heroku" in line} == {
+        "make deploy-heroku APP=shop",
+        "make deploy-heroku APP=shop CHECK=1",
+        "make deploy-heroku APP=shop SIZE=standard-2x",
+        "make scale-out TARGET=heroku APP=shop",
+        "make scale-in TARGET=heroku APP=shop",
+        "make destroy-heroku APP=shop",
+    }
 
 
 @pytest.mark.parametrize("target", ["deploy-heroku", "destroy-heroku"])

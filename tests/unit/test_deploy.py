@@ -84,13 +84,18 @@ def test_the_difference_has_names_alone() -> None:
     assert shown == {"before": "A: set\nB: set\n", "after": "A: set anew\nC: set\n"}
 
 
-def test_the_buildpacks_guess_for_a_web_dyno_is_not_taken_for_a_wish(tmp_path: Path) -> None:
-    guessed = {"WEB_CONCURRENCY": "17", "WEB_CONCURRENCY_SET_BY": "heroku/python"}
+def test_what_herokus_buildpack_sets_is_not_taken_for_a_wish() -> None:
+    guessed = {
+        "WEB_CONCURRENCY": "17",
+        "WEB_CONCURRENCY_SET_BY": "heroku/python",
+        "GUNICORN_CMD_ARGS": "--access-logfile -",
+    }
     cli.complete_environment(guessed)
-    assert "WEB_CONCURRENCY" not in guessed
-    wished = {"WEB_CONCURRENCY": "3"}
+    assert not {"WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"} & guessed.keys()
+    wished = {"WEB_CONCURRENCY": "3", "GUNICORN_CMD_ARGS": "--max-requests 100"}
     cli.complete_environment(wished)
     assert wished["WEB_CONCURRENCY"] == "3"
+    assert wished["GUNICORN_CMD_ARGS"] == "--max-requests 100"
 
 
 def test_app_json_asks_for_what_the_playbook_sets() -> None:

@@ -192,6 +192,20 @@ def test_a_post_that_may_have_taken_effect_is_not_repeated_and_the_next_run_goes
     assert list(double.apps) == ["shop"]
 
 
+def test_an_answer_that_does_not_come_in_time_is_no_answer(
+    api: client.Heroku, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    double.faults = [
+        Fault("POST", "/apps$", after=True, delay=1),
+        Fault("GET", "/buildpack-installations$", delay=1),
+    ]
+    assert "no answer (timed out), so it may have taken effect" in error_of(lambda: ensure_app(api))
+    monkeypatch.setattr(client, "TIMEOUT", 30)
+    assert ensure_app(api)["changed"], "the next run finds the app and goes on"
+    assert double.changes().count("POST /apps") == 1
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "advice"),
     [
@@ -247,3 +261,30 @@ def test_the_key_comes_from_the_environment_or_from_heroku_login(
     assert client.Heroku.from_environment().get("/account")["email"] == "cook@example.com"
     monkeypatch.setenv("HEROKU_API_KEY", "another")
     assert "401" in error_of(lambda: client.Heroku.from_environment().get("/account"))
+
+
+def test_a_dyno_of_the_release_before_that_has_crashed_is_waited_for(
+    api: client.Heroku, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_app(api)
+    dynos = module("heroku_dynos")
+    monkeypatch.setattr(dynos, "PAUSE", 0)
+    current = double.apps["shop"].current.version
+
+    def dyno(state: str, release: int, name: str = "web.1") -> dict[str, Any]:
+        return {"name": name, "type": name.partition(".")[0], "state": state, "release": {"version": release}}
+
+    seen = iter(
+        [
+            [dyno("crashed", current - 1), dyno("crashed", current, "run.1")],
+            [dyno("starting", current)],
+            [dyno("up", current), dyno("up", current - 1, "worker.1")],
+            [dyno("up", current), dyno("idle", current, "worker.1")],
+        ]
+    )
+    monkeypatch.setattr(api, "get", lambda path, **_: next(seen) if path.endswith("/dynos") else double_releases)
+    double_releases = [{"version": current, "current": True}]
+    assert not dynos.work({"app": "shop", "wait": 60}, api, False)["changed"]
+    assert next(seen, None) is None
+    seen = iter([[dyno("crashed", current)]])
+    assert f"web.1 is crashed (v{current})" in error_of(lambda: dynos.work({"app": "shop", "wait": 60}, api, False))
