@@ -10,8 +10,13 @@ FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3;
 	&& echo "$$python" && exit; done; \
 	echo "make: no Python from 3.11 on with venv found: install python3 and python3-venv" >&2; exit 1
 
-help: ## list these commands
+help: ## list these commands (make help-fly, help-render, …: those for a platform of docs/platforms.md)
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+# The commands in a platform's section of docs/platforms.md.
+help-%:
+	@awk '/^## /{here = $$2 == "$*"} here && /^    /{print; found = 1} END{exit !found}' docs/platforms.md || \
+		{ echo "make: docs/platforms.md has no section $*" >&2; exit 1; }
 
 run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (PORT=… for another port)
 	@exec app/boil start --release
@@ -46,6 +51,22 @@ deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= 
 
 destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
 	@$(PLAY) deploy/heroku-destroy.yml
+
+deploy-piku: .venv/installed-dev ## deploy to a Piku host: HOST=example.com APP=name (DIRTY=1; CHECK=1 only shows what would change)
+	@$(PLAY) deploy/piku.yml
+
+destroy-piku: .venv/installed-dev ## remove APP=name from a Piku host: HOST=example.com; Piku keeps its data
+	@$(PLAY) deploy/piku-destroy.yml
+
+deploy-compose: deploy/compose/.env ## start it with Docker Compose on this host, at http://127.0.0.1:5000
+	@$(COMPOSE) --file deploy/compose/compose.yml up --build --detach --wait --wait-timeout 300
+
+COMPOSE = docker compose
+
+# Made once and kept: the keys, and the database's password.
+deploy/compose/.env:
+	@umask 077 && python3 -c 'import secrets; print(*(name + "=" + secrets.token_urlsafe(50) for name in \
+		("POSTGRES_PASSWORD", "DJANGO_SECRET_KEY", "STATUS_TOKEN")), sep="\n")' > $@
 
 scale-out: .venv/installed-dev ## worker and beat as process types of their own: TARGET=heroku APP=name
 	@$(PLAY) $(SCALE) --extra-vars layout=out

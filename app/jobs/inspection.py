@@ -36,13 +36,14 @@ def inspect(*, visit: bool) -> dict[str, Any]:
     """
     first = take_census()
     trip = start_round_trip()
+    workers = sum(one["fewest"] for one in first["plan"] if one["kind"] == "gunicorn")
     document = {
         "dyno": dyno(),
         "port": get("PORT"),
         "settings": django_settings(),
         "fingerprint": key_fingerprint(settings.SECRET_KEY),
         "database": database(),
-        "web": look(Site.inside(), get("WEB_CONCURRENCY")) if visit else None,
+        "web": look(Site.inside(), workers, dyno()) if visit and workers else None,
     }
     document["job"], document["schedule"] = end_round_trip(trip)
     return {**document, **lasting(first, take_census())}

@@ -82,8 +82,8 @@ class Site:
             return Answer(0, str(error) or type(error).__name__)
 
 
-def look(site: Site, workers: int) -> dict[str, Any]:
-    """The page, the health, a page that is not there, and the reports of so many workers, if the site has a token."""
+def look(site: Site, workers: int = 0, dyno: str = "") -> dict[str, Any]:
+    """The page, the health, a page that is not there, and the reports of so many workers of this dyno."""
     page, health, missing = (site.ask(path) for path in (site.page, "/healthz", "/a-page-that-is-not-there"))
     found = {
         "url": site.url,
@@ -92,27 +92,27 @@ def look(site: Site, workers: int) -> dict[str, Any]:
         "debug_page": DEBUG_PAGE in missing.body,
         "open_cookies": [cookie.split("=")[0] for cookie in page.cookies if "; secure" not in cookie.lower()],
     }
-    return {**found, "workers": reports(site, workers)} if site.token else found
+    return {**found, "workers": reports(site, workers, dyno)} if workers else found
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
     return {"status": answer.status} if answer.status else {"status": 0, "error": answer.body}
 
 
-def reports(site: Site, expected: int) -> list[dict[str, Any]]:
-    """What the gunicorn workers tell: which dyno and pid, how many requests at once, all in its main thread or not.
+def reports(site: Site, expected: int, dyno: str) -> list[dict[str, Any]]:
+    """What the gunicorn workers of a dyno tell: pid, how many requests at once, all in its main thread or not.
 
-    Which worker takes a request is for the kernel to say: asks until all have served two at once, or
-    WORKERS_WAIT is over.
+    Which worker takes a request is for the router and the kernel to say: asks until all have served two at
+    once, or WORKERS_WAIT is over.
     """
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[int, dict[str, Any]] = {}
     deadline = monotonic() + WORKERS_WAIT
     with ThreadPoolExecutor(AT_ONCE * expected) as pool:
         while monotonic() < deadline:
             for answer in pool.map(lambda _: site.ask("/statusz/worker"), range(AT_ONCE * expected)):
                 report = answer.json()
-                if answer.status == 200 and report:
-                    known = found.setdefault((report["dyno"], report["pid"]), report)
+                if answer.status == 200 and report.get("dyno") == dyno:
+                    known = found.setdefault(report["pid"], report)
                     known["at_once"] = max(known["at_once"], report["at_once"])
                     known["main_thread"] = known["main_thread"] and report["main_thread"]
             if len(found) >= expected and all(report["at_once"] > 1 for report in found.values()):

@@ -245,6 +245,12 @@ def test_each_fault_is_named_by_the_check_for_it_alone(what: str, document: Docu
     assert words in found[check]
 
 
+def test_a_database_that_can_t_be_asked(document: Document) -> None:
+    found = findings({**document, "database": {"error": "OperationalError"}})
+    assert found.keys() == {"one_beat_leads", "migrations_are_applied"}
+    assert "the database can't be asked (OperationalError): see DATABASE_URL" in found["migrations_are_applied"]
+
+
 def test_every_check_can_fail() -> None:
     checks = {
         name.removeprefix("test_")

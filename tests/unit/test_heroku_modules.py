@@ -17,6 +17,7 @@ from tests.heroku.api import Double, Fault
 ansible.module_utils.__path__.append(str(ROOT / "deploy" / "module_utils"))
 
 from ansible.module_utils import heroku as client  # noqa: E402
+from ansible.module_utils import heroku_releases  # noqa: E402
 
 SECRET = "hunter2-hunter2"
 
@@ -288,3 +289,24 @@ def test_a_dyno_of_the_release_before_that_has_crashed_is_waited_for(
     assert next(seen, None) is None
     seen = iter([[dyno("crashed", current)]])
     assert f"web.1 is crashed (v{current})" in error_of(lambda: dynos.work({"app": "shop", "wait": 60}, api, False))
+
+
+def test_the_output_of_a_failed_build_is_shown_to_its_end_although_the_connection_breaks() -> None:
+    output = "one\nzwei: \u00fc\nthree\n".encode()
+    shown = bytearray()
+
+    class Api:
+        def get(self, _path: str) -> dict[str, str]:
+            return {"status": "failed", "output_stream_url": "https://stream"}
+
+        def stream(self, _url: str, start: int, _timeout: float) -> Iterator[bytes]:
+            yield output[start : start + 11]  # in the middle of a character
+            if start + 11 < len(output):
+                raise ConnectionResetError
+
+    class Live:
+        def write(self, piece: bytes) -> None:
+            shown.extend(piece)
+
+    assert heroku_releases.watch(Api(), "/apps/shop/builds/1", Live())["status"] == "failed"
+    assert shown == output

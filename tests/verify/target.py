@@ -69,7 +69,7 @@ def look_at(environ: Mapping[str, str], say: Callable[[str], None]) -> Seen:
     with local_dyno(say) if target == "local" else nullcontext():
         say(f"looking into {host.backend.get_pytest_id()}: some 5 to 20 s")
         document = inspect(host, command)
-        outside = look(Site(url, page=page), 0) if url else None
+        outside = look(Site(url, page=page)) if url else None
     if outside and not outside["health"]["status"]:
         raise UnreachableError(f"{url} does not answer: {outside['health']['error']}")
     return Seen(host.backend.get_pytest_id(), document, outside, target != "local")
@@ -132,7 +132,7 @@ def by_url(site: Site, say: Callable[[str], None]) -> Seen:
     else:
         say("STATUS_TOKEN is not set: checking only what can be seen from outside, not one process")
     workers = sum(one["fewest"] for one in inside.get("plan", ()) if one["kind"] == "gunicorn")
-    outside = look(site, workers)
+    outside = look(site, workers, inside.get("dyno", ""))
     if not outside["health"]["status"]:
         raise UnreachableError(f"{site.url} does not answer: {outside['health']['error']}")
     if inside:

@@ -73,21 +73,20 @@ def test_gunicorn_has_its_workers(seen: Seen) -> None:
 def test_gunicorn_workers_are_what_was_chosen(seen: Seen) -> None:
     """gunicorn's workers are gevent ones in fact: each serves several requests at once in one thread."""
     wanted = seen.inside["settings"]["worker_class"]
-    expected = {process["pid"] for one in planned(seen, "gunicorn") for process in children(seen, one["name"])}
+    found = [process for one in planned(seen, "gunicorn") for process in children(seen, one["name"])]
+    expected = {process["pid"] for process in found if process["lasting"]}
     if not expected or not seen.inside["web"]["page"]["status"]:
         return  # the checks of the workers and of the page say it
-    reports = {
-        report["pid"]: report for report in seen.inside["web"]["workers"] if report["dyno"] == seen.inside["dyno"]
-    }
+    reports = {report["pid"]: report for report in seen.inside["web"]["workers"]}
     silent = expected - reports.keys()
     if silent and len(expected - silent) < sum(one["fewest"] for one in planned(seen, "gunicorn")):
         fail(f"gunicorn worker {listed(silent)} answered no request in some seconds: `app/boil restart web`")
     for pid, report in reports.items():
         together = "gevent" if report["main_thread"] else "gthread"
-        found = together if report["at_once"] > 1 else "sync"
-        if found != wanted:
+        kind = together if report["at_once"] > 1 else "sync"
+        if kind != wanted:
             fail(
-                f"gunicorn worker {pid} works like a {found} one (requests at once: {report['at_once']}), planned is "
+                f"gunicorn worker {pid} works like a {kind} one (requests at once: {report['at_once']}), planned is "
                 f"{wanted} (WEB_WORKER_CLASS): look for --worker-class in LocalProcfile and GUNICORN_CMD_ARGS"
             )
 
