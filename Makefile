@@ -10,8 +10,13 @@ FIND_PYTHON = for python in python3.14 python3.13 python3.12 python3.11 python3;
 	&& echo "$$python" && exit; done; \
 	echo "make: no Python from 3.11 on with venv found: install python3 and python3-venv" >&2; exit 1
 
-help: ## list these commands
+help: ## list these commands (make help-fly, help-render, …: those for a platform of docs/platforms.md)
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+# The commands in a platform's section of docs/platforms.md.
+help-%:
+	@awk '/^## /{here = $$2 == "$*"} here && /^    /{print; found = 1} END{exit !found}' docs/platforms.md || \
+		{ echo "make: docs/platforms.md has no section $*" >&2; exit 1; }
 
 run: .venv/installed .env ## start the packed dyno at http://127.0.0.1:5000 (PORT=… for another port)
 	@exec app/boil start --release
@@ -48,6 +53,35 @@ deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= 
 destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
 	@$(PLAY) deploy/heroku-destroy.yml
 
+deploy-dokku: .venv/installed-dev ## deploy to a Dokku host: HOST=dokku.example.com APP=name (SIZE= DIRTY=1 CHECK=1)
+	@$(PLAY) deploy/dokku.yml
+
+destroy-dokku: .venv/installed-dev ## remove APP=name from the Dokku host HOST, its data included
+	@$(PLAY) deploy/dokku-destroy.yml
+
+provision-dokku: .venv/installed-dev ## prepare a Debian or Ubuntu server for deploy-dokku: HOST=root@server (CHECK=1)
+	@$(if $(HOST),,$(error say which server: make $@ HOST=root@dokku.example.com))ANSIBLE_CONFIG=deploy/ansible.cfg \
+		.venv/bin/ansible-playbook $(if $(CHECK),--check --diff) --inventory "$$HOST," deploy/provision-dokku.yml
+
+dokku: .venv/installed-dev dokku/node_modules/installed ## ask Dokku about the app that was deployed last: CMD="ps:report"
+	@.venv/bin/python dokku/toolbelt.py
+
+deploy-piku: .venv/installed-dev ## deploy to a Piku host: HOST=example.com APP=name (DIRTY=1; CHECK=1 only shows what would change)
+	@$(PLAY) deploy/piku.yml
+
+destroy-piku: .venv/installed-dev ## remove APP=name from a Piku host: HOST=example.com; Piku keeps its data
+	@$(PLAY) deploy/piku-destroy.yml
+
+deploy-compose: deploy/compose/.env ## start it with Docker Compose on this host, at http://127.0.0.1:5000
+	@$(COMPOSE) --file deploy/compose/compose.yml up --build --detach --wait --wait-timeout 300
+
+COMPOSE = docker compose
+
+# Made once and kept: the keys, and the database's password.
+deploy/compose/.env:
+	@umask 077 && python3 -c 'import secrets; print(*(name + "=" + secrets.token_urlsafe(50) for name in \
+		("POSTGRES_PASSWORD", "DJANGO_SECRET_KEY", "STATUS_TOKEN")), sep="\n")' > $@
+
 scale-out: .venv/installed-dev ## worker and beat as process types of their own: TARGET=heroku APP=name
 	@$(PLAY) $(SCALE) --extra-vars layout=out
 
@@ -74,6 +108,9 @@ PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONF
 	@echo "Installing the packages of tests/requirements.txt: some 10 seconds"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
 	@touch $@
+
+dokku/node_modules/installed: dokku/package-lock.json
+	@npm ci --prefix dokku --silent --no-audit --no-fund && touch $@
 
 # Development settings, made once and kept: a secret key, error pages, this machine only.
 .env: | .venv/installed

@@ -35,6 +35,11 @@ COPY wheels /tmp/wheels
 RUN python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir \\
     --no-index --find-links=/tmp/wheels --require-hashes -r requirements.txt
 """
+WHEELHOUSE = f"""\
+FROM {BASE}
+COPY wheels /opt/wheels
+ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels
+"""
 CHECKOUT = """\
 FROM {packages}
 COPY --chown=dyno:dyno checkout /app
@@ -101,6 +106,21 @@ def packages_image(requirements: Path = ROOT / "requirements.txt") -> str:
         (folder / "requirements.txt").write_bytes(requirements.read_bytes())
         _download(requirements.read_text(), folder)
         docker("build", "--quiet", "--tag", tag, name)
+    return tag
+
+
+def wheelhouse_image() -> str:
+    """The tag of the base image whose pip finds the locked packages in itself: what a Dockerfile can build upon.
+
+    A build can't rely on the network's registries, which may want certificates that only this machine has.
+    """
+    tag = f"double-boiler-wheelhouse:{hashlib.sha256((ROOT / 'requirements.txt').read_bytes()).hexdigest()[:12]}"
+    if not docker("images", "--quiet", tag):
+        base_image()
+        with tempfile.TemporaryDirectory(prefix="wheelhouse-") as name:
+            (Path(name) / "Dockerfile").write_text(WHEELHOUSE)
+            _download((ROOT / "requirements.txt").read_text(), Path(name))
+            docker("build", "--quiet", "--tag", tag, name)
     return tag
 
 

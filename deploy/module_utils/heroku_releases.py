@@ -30,11 +30,14 @@ def watch(api: Heroku, path: str, live: Live) -> dict[str, Any]:
     shown = 0
     while True:
         found = api.get(path)
+        came, ended = 0, True
         if url := found.get("output_stream_url"):
-            shown += _follow(api, url, shown, live)
-        if found["status"] == "pending":
+            came, ended = _follow(api, url, shown, live)
+            shown += came
+        if ended and found["status"] == "pending":
             found = api.get(path)
-        if found["status"] != "pending":
+        # A stream that broke off has more to say, unless it breaks off at once.
+        if found["status"] != "pending" and (ended or not came):
             return found
         if time.monotonic() > deadline:
             raise HerokuError(f"{path}: still pending after {LIMIT:.0f} s: see the dashboard, then run this again")
@@ -57,13 +60,13 @@ def require_success(release: dict[str, Any]) -> None:
         )
 
 
-def _follow(api: Heroku, url: str, start: int, live: Live) -> int:
-    """Show the stream from byte `start` on until it ends or breaks; returns how many bytes came."""
+def _follow(api: Heroku, url: str, start: int, live: Live) -> tuple[int, bool]:
+    """Show the stream from byte `start` on; returns how many bytes came, and whether it ended or broke off."""
     came = 0
     try:
         for piece in api.stream(url, start, SILENCE):
             came += len(piece)
-            live.write(piece.replace(b"\0", b"").decode(errors="replace"))  # a NUL says: still alive
+            live.write(piece.replace(b"\0", b""))  # a NUL says: still alive
     except (OSError, http.client.HTTPException):
-        pass  # the next look tells whether there is more
-    return came
+        return came, False
+    return came, True

@@ -19,12 +19,12 @@ class Live:
 
     def line(self, text: str) -> None:
         """Show one line now."""
-        self.write(text.rstrip("\n") + "\n")
+        self.write(text.rstrip("\n").encode() + b"\n")
 
-    def write(self, text: str) -> None:
-        """Show a piece of text, which may end in the middle of a line."""
+    def write(self, piece: bytes) -> None:
+        """Show a piece of text in UTF-8, which may end in the middle of a line or a character."""
         if self._socket:
-            self._socket.sendall(text.encode())
+            self._socket.sendall(piece)
 
     def __enter__(self) -> Self:
         return self

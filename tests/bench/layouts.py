@@ -131,6 +131,9 @@ def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str
         "BIND_ADDRESS": "127.0.0.1",
         "DJANGO_SECRET_KEY": KEY,
         "DJANGO_HTTPS": "0",
+        # The same set everywhere; gunicorn's own default is one worker, and reads this variable too.
+        "WEB_CONCURRENCY": "1" if layout.plain else "2",
+        "WORKER_CONCURRENCY": "2",
         "JOBS_WAITING": "1000000",
         "JOBS_KEPT": "1000000",
         "PYTHONUNBUFFERED": "1",

@@ -74,7 +74,7 @@ def web(scratch: Scratch) -> WebDyno:
         if not config.exists():
             config.mkdir()
             (config / "__init__.py").touch()
-            for name in ("gunicorn.py", "web_worker.py"):
+            for name in ("gunicorn.py", "stopping.py", "web_worker.py"):
                 shutil.copy(ROOT / "app" / "config" / name, config / name)
             (dyno.root / "app" / "sample.py").write_text(SAMPLE)
         dyno.start()

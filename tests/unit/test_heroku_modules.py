@@ -17,6 +17,7 @@ from tests.heroku.api import Double, Fault
 ansible.module_utils.__path__.append(str(ROOT / "deploy" / "module_utils"))
 
 from ansible.module_utils import heroku as client  # noqa: E402
+from ansible.module_utils import heroku_releases  # noqa: E402
 
 SECRET = "hunter2-hunter2"
 
@@ -288,3 +289,64 @@ def test_a_dyno_of_the_release_before_that_has_crashed_is_waited_for(
     assert next(seen, None) is None
     seen = iter([[dyno("crashed", current)]])
     assert f"web.1 is crashed (v{current})" in error_of(lambda: dynos.work({"app": "shop", "wait": 60}, api, False))
+
+
+def test_the_output_of_a_failed_build_is_shown_to_its_end_although_the_connection_breaks() -> None:
+    output = "one\nzwei: \u00fc\nthree\n".encode()
+    shown = bytearray()
+
+    class Api:
+        def get(self, _path: str) -> dict[str, str]:
+            return {"status": "failed", "output_stream_url": "https://stream"}
+
+        def stream(self, _url: str, start: int, _timeout: float) -> Iterator[bytes]:
+            yield output[start : start + 11]  # in the middle of a character
+            if start + 11 < len(output):
+                raise ConnectionResetError
+
+    class Live:
+        def write(self, piece: bytes) -> None:
+            shown.extend(piece)
+
+    assert heroku_releases.watch(Api(), "/apps/shop/builds/1", Live())["status"] == "failed"
+    assert shown == output
+
+
+class Builds:
+    """The API of an app that runs `commit`, built by whoever; `pending` is a commit whose build is under way."""
+
+    def __init__(self, commit: str, pending: str = "") -> None:
+        self.builds = [{"id": "1", "status": "succeeded", "slug": {"id": "s"}, "source_blob": {"version": commit}}]
+        if pending:
+            self.builds += [{"id": "2", "status": "pending", "slug": None, "source_blob": {"version": pending}}]
+        self.posted: list[str] = []
+
+    def get(self, path: str, **_: str) -> Any:
+        if path.endswith("/builds"):
+            return [*self.builds]
+        if path.endswith("/releases"):
+            return [{"version": 3, "current": True, "slug": {"id": "s"}}]
+        if path.endswith("/builds/2"):
+            return {**self.builds[1], "status": "succeeded", "release": {"id": "r"}}
+        return {"version": 4, "status": "succeeded"}
+
+    def post(self, path: str, _body: Any = None) -> Any:
+        self.posted.append(path)
+        raise client.HerokuError("no more is needed here")
+
+
+def test_a_commit_that_was_pushed_by_hand_counts_as_deployed_and_another_does_not() -> None:
+    build = module("heroku_build")
+    parameters = {"app": "shop", "checkout": str(ROOT), "commit": "HEAD"}
+    assert not build.work(parameters, Builds("HEAD"), False)["changed"]
+    pushed = Builds("another")
+    assert build.work(parameters, pushed, True)["diff"] == {"before": "another\n", "after": "HEAD\n"}
+    assert "no more is needed" in error_of(lambda: build.work(parameters, pushed, False))
+    assert pushed.posted == ["/apps/shop/sources"]
+
+
+def test_a_build_of_the_commit_that_is_under_way_is_waited_for_instead_of_a_second_one() -> None:
+    api = Builds("another", pending="HEAD")
+    parameters = {"app": "shop", "checkout": str(ROOT), "commit": "HEAD"}
+    assert module("heroku_build").work(parameters, api, False)["changed"]
+    assert api.posted == []
