@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.wait import wait_for
 
 CHECKS = ("test_1_processes", "test_2_web", "test_3_jobs", "test_4_safety")
 Document = dict[str, Any]
+KEY = secrets.token_urlsafe(50)  # no other test's, which may run on this machine now and show its own
 
 
 def findings(document: Document, *, deployment: bool = False, outside: Document | None = None) -> dict[str, str]:
@@ -78,7 +80,8 @@ def make(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 
     def start(*words: str, root: Path = ROOT, **environ: str) -> Dyno:
         folder = tmp_path_factory.mktemp("dyno") / "dyno"
-        dyno = Dyno(folder, {"DATABASE_URL": database, "VIRTUAL_ENV": "1", "DJANGO_DEBUG": "0", **environ}, root)
+        own = {"DJANGO_SECRET_KEY": KEY, "DATABASE_URL": database, "VIRTUAL_ENV": "1", "DJANGO_DEBUG": "0"}
+        dyno = Dyno(folder, {**own, **environ}, root)
         dynos.append(dyno)
         return dyno.start(*words)
 

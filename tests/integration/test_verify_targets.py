@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from tests.integration.clients import APP, Clients
 from tests.needs import needs
 from tests.wait import wait_for
 
-TOKEN = "a-token-for-the-tests-alone-0123456789"
+# No other test's, which may run on this machine now and show its own.
+TOKEN, KEY = secrets.token_urlsafe(32), secrets.token_urlsafe(50)
 
 
 def verify(**environ: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +46,14 @@ def deployed(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     checkout(root)
     (root / ".venv").symlink_to(sys.prefix)
     data = {"DATABASE_URL": "", "EMBEDDED_POSTGRES": str(root / ".postgres")}
-    environ = {"DJANGO_HTTPS": "1", "DJANGO_DEBUG": "0", "STATUS_TOKEN": TOKEN, "BOILER_DIR": "", "VIRTUAL_ENV": "1"}
+    environ = {
+        "DJANGO_SECRET_KEY": KEY,
+        "DJANGO_HTTPS": "1",
+        "DJANGO_DEBUG": "0",
+        "STATUS_TOKEN": TOKEN,
+        "BOILER_DIR": "",
+        "VIRTUAL_ENV": "1",
+    }
     dyno = Dyno(root.parent / "dyno", {**data, **environ}, root)
     dyno.start("--release").wait_until_healthy()
     yield dyno
@@ -196,8 +205,7 @@ def sshd(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.timeout(900)  # the base image is made of Debian's packages, once
 def test_a_container_with_512_mb(app_image: str) -> None:
-    key = "a key for the tests alone 0123456789 abcdefghijklmnopqrstuvwxyz"
-    container = Container(app_image, environ={"DJANGO_SECRET_KEY": key, "STATUS_TOKEN": TOKEN}, memory="512m")
+    container = Container(app_image, environ={"DJANGO_SECRET_KEY": KEY, "STATUS_TOKEN": TOKEN}, memory="512m")
     try:
         url = f"http://{container.address}:5000"
         wait_for(lambda: Site(url).ask("/healthz").status == 200, "the container is healthy", 120)
@@ -215,6 +223,7 @@ def test_a_container_with_512_mb(app_image: str) -> None:
 def local(tmp_path: Path) -> dict[str, str]:
     """The settings of a local dyno of this checkout that does not meet others."""
     return {
+        "DJANGO_SECRET_KEY": KEY,
         "DATABASE_URL": "",
         "EMBEDDED_POSTGRES": str(tmp_path / "postgres"),
         "BOILER_DIR": f"/tmp/verify-{os.urandom(4).hex()}",
