@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -137,7 +138,8 @@ class Feed:
                 threading.Thread(target=self._produce, name="feed", daemon=True).start()
             seen = self._number
         try:
-            yield b"retry: 1000\n\n"
+            # When to come back after a stop, in ms: not all at once.
+            yield f"retry: {random.randrange(1000, 3000)}\n\n".encode()  # noqa: S311
             while not self._closing:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing or self._number > seen)  # noqa: B023 (called at once)

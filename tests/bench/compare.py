@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.metadata import version
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -290,15 +290,20 @@ def compare(arguments: argparse.Namespace, console: Console) -> tuple[Results, s
         steps = progress.add_task("checkouts", total=arguments.rounds * len(results), stage="")
         for name in results:
             checkout(place / name / "checkout", LAYOUTS[name], arguments.ballast)
-        for turn in range(arguments.rounds):
-            for name, runs in results.items():
-                progress.update(steps, description=f"round {turn + 1}: {name}")
-                folder = place / name / f"round{turn}"
-                say = lambda stage: progress.update(steps, stage=stage)  # noqa: E731
-                runs.append(run_once(LAYOUTS[name], kitchen, folder, arguments, say))
-                progress.advance(steps)
-                for note in runs[-1]["notes"]:
-                    progress.console.print(f"{name}, round {turn + 1}: {note}", highlight=False)
+        for turn, name in product(range(arguments.rounds), results):
+            progress.update(steps, description=f"round {turn + 1}: {name}")
+            folder = place / name / f"round{turn}"
+            try:
+                run = run_once(
+                    LAYOUTS[name], kitchen, folder, arguments, lambda stage: progress.update(steps, stage=stage)
+                )
+            except KeyboardInterrupt:
+                progress.console.print("ended early: what follows is of the runs before", highlight=False)
+                break
+            results[name].append(run)
+            progress.advance(steps)
+            for note in run["notes"]:
+                progress.console.print(f"{name}, round {turn + 1}: {note}", highlight=False)
         return results, conditions(arguments, kitchen.round_trip())
 
 
@@ -306,6 +311,9 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     console = Console(stderr=True)
     results, made = compare(arguments, console)
+    results = {name: runs for name, runs in results.items() if runs}
+    if not results:
+        return 130
     warnings = noise(results)
     text = f"{made}\n\n{table(results, arguments.baseline)}"
     text += "".join(f"\nThe machine was too noisy for these figures: {warning}.\n" for warning in warnings)

@@ -282,7 +282,6 @@ element("thousand").addEventListener("click", () => { if (element("order").repor
 // The dyno
 
 const ENDED = 5000; // ms that a process that is gone is still shown
-const parts = new Map(); // the list items of child processes, by pid
 
 function facts(process) {
   return {
