@@ -33,6 +33,7 @@ bench: .venv/installed-dev ## run the page's 20-second benchmark against URL=…
 
 bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
 	@.venv/bin/python -m tests.bench.compare $(BENCH)
+
 verify: .venv/installed-dev .env ## prove that a running dyno works (TARGET=… APP=… HOST=… URL=…: docs/verify.md)
 	@.venv/bin/python -m pytest --confcutdir tests/verify -p no:cacheprovider -p no:django \
 		--quiet --no-header --no-summary tests/verify
@@ -51,6 +52,19 @@ deploy-heroku: .venv/installed-dev ## deploy to Heroku: APP=name (REGION= SIZE= 
 
 destroy-heroku: .venv/installed-dev ## remove APP=name from Heroku, its data included
 	@$(PLAY) deploy/heroku-destroy.yml
+
+deploy-dokku: .venv/installed-dev ## deploy to a Dokku host: HOST=dokku.example.com APP=name (SIZE= DIRTY=1 CHECK=1)
+	@$(PLAY) deploy/dokku.yml
+
+destroy-dokku: .venv/installed-dev ## remove APP=name from the Dokku host HOST, its data included
+	@$(PLAY) deploy/dokku-destroy.yml
+
+provision-dokku: .venv/installed-dev ## prepare a Debian or Ubuntu server for deploy-dokku: HOST=root@server (CHECK=1)
+	@$(if $(HOST),,$(error say which server: make $@ HOST=root@dokku.example.com))ANSIBLE_CONFIG=deploy/ansible.cfg \
+		.venv/bin/ansible-playbook $(if $(CHECK),--check --diff) --inventory "$$HOST," deploy/provision-dokku.yml
+
+dokku: .venv/installed-dev dokku/node_modules/installed ## ask Dokku about the app that was deployed last: CMD="ps:report"
+	@.venv/bin/python dokku/toolbelt.py
 
 deploy-piku: .venv/installed-dev ## deploy to a Piku host: HOST=example.com APP=name (DIRTY=1; CHECK=1 only shows what would change)
 	@$(PLAY) deploy/piku.yml
@@ -94,6 +108,9 @@ PLAY = $(if $(APP),,$(error say which deployment: make $@ APP=name))ANSIBLE_CONF
 	@echo "Installing the packages of tests/requirements.txt: some 10 seconds"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
 	@touch $@
+
+dokku/node_modules/installed: dokku/package-lock.json
+	@npm ci --prefix dokku --silent --no-audit --no-fund && touch $@
 
 # Development settings, made once and kept: a secret key, error pages, this machine only.
 .env: | .venv/installed

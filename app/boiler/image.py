@@ -31,6 +31,8 @@ from importlib import import_module
 from os import fork  # gevent's would come with a hub, which must not be shared
 from pathlib import Path
 
+from setproctitle import setproctitle
+
 from .preflight import POOL_OPTION
 from .settings import get
 from .titles import set_title
@@ -169,6 +171,7 @@ def _become(argv: list[str], environ: dict[str, str], output: int, renew: Callab
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(environ)
+    setproctitle(" ".join(argv))  # the image's own would stay with programs that set none
     random.seed()
     renew()
     if Path(argv[0]).name.startswith("python"):

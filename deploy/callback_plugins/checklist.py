@@ -38,14 +38,17 @@ class CallbackModule(Default):
         server.bind(path)
         server.listen()
         os.environ["DEPLOY_LIVE"] = path
-        threading.Thread(target=self._print_lines, args=[server], daemon=True).start()
+        threading.Thread(target=self._accept, args=[server], daemon=True).start()
 
-    def _print_lines(self, server: socket.socket) -> None:
+    def _accept(self, server: socket.socket) -> None:
         while True:
             client, _ = server.accept()
-            with client, client.makefile(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    self._display.display(f"    {line.rstrip()}")
+            threading.Thread(target=self._print_lines, args=[client], daemon=True).start()
+
+    def _print_lines(self, client: socket.socket) -> None:
+        with client, client.makefile(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self._display.display(f"    {line.rstrip()}")
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """A `debug` task is its message."""

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.live import Live
 
 DEFAULT_URL = "https://api.heroku.com"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -141,15 +142,20 @@ class Heroku:
                         f"{method} {urlsplit(url).netloc}{_shown(target)}: {_reason(error)}: "
                         "check the network, or run this again later"
                     ) from None
-                self._sleep(pause)
+                self._wait(pause, _reason(error))
                 continue
             if response.status < 400:
                 return content
             may_repeat = response.status == 429 or (response.status >= 500 and method != "POST")
             if not may_repeat or pause is None:
                 raise _explained(method, _shown(target), response.status, content)
-            self._sleep(min(max(pause, _retry_after(response)), LONGEST_PAUSE))
+            self._wait(min(max(pause, _retry_after(response)), LONGEST_PAUSE), f"Heroku answers {response.status}")
         raise AssertionError("the last try returns or raises")
+
+    def _wait(self, seconds: float, why: str) -> None:
+        with Live() as live:
+            live.line(f"{why}: trying again in {seconds:g} s")
+        self._sleep(seconds)
 
 
 def safe_url(url: str, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import threading
@@ -16,7 +17,10 @@ from tests.heroku.api import Double  # noqa: E402
 
 
 def main() -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted or terminated."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     with tempfile.TemporaryDirectory(prefix="heroku-") as name:
         folder = Path(name)
         embedded = Embedded(folder / "data", folder)
@@ -24,10 +28,7 @@ def main() -> None:
         admin = f"postgresql://postgres@{name.replace('/', '%2F')}/"
         with embedded.serving(), Double(admin, Path(tempfile.gettempdir()) / "heroku-builds") as double:
             print("\n".join(f"export {key}={value}" for key, value in double.environ.items()), flush=True)
-            try:
-                threading.Event().wait()
-            except KeyboardInterrupt:
-                return
+            stopped.wait()
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def test_a_new_user_runs_every_command_of_the_readme(clone: Clone) -> None:
         "app/boil plan": "in use under full load",
         "app/boil plan --memory 512m --cpus 1": "WORKER_CONCURRENCY=4",
         "app/boil run python app/manage.py showmigrations": "[X] 0001_",
+        "make verify": "20 passed",
         "make admin": "account made: name admin, password ",
     }.items():
         answer = clone.type(line)

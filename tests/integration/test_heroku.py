@@ -9,6 +9,7 @@ import pty
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -337,9 +338,10 @@ def test_scaled_out_and_in_again_no_job_is_lost(deployed: Clone, app: App) -> No
     assert not any(ending.killed for ending in app.endings)
 
 
-def test_a_cut_connection_to_the_build_output_goes_on_where_it_was(clone: Clone) -> None:
-    clone.double.faults = [Fault("GET", "/streams/", times=3)]
+def test_after_a_cut_connection_the_build_output_goes_on_where_it_was_and_repetitions_are_shown(clone: Clone) -> None:
+    clone.double.faults = [Fault("GET", "/streams/", times=3), Fault("GET", "/builds/", 503, "unavailable", times=2)]
     output = clone.deploy()
+    assert "Heroku answers 503: trying again in 2 s" in output
     assert all(fault.times == 0 for fault in clone.double.faults)
     for line in ("-----> Building on the Heroku-24 stack", "-----> Discovering process types", "jobs.0001_pgmq"):
         assert output.count(line) == 1, line
@@ -472,6 +474,21 @@ def test_destroy_asks_for_the_name(clone: Clone) -> None:
     assert "shop" in clone.double.apps
     assert destroy(clone, "shop") == 0
     assert clone.double.apps == {}
+
+
+def test_the_double_can_be_tried_by_hand(clone: Clone) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.heroku"], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        lines = [process.stdout.readline().removeprefix("export ").strip() for _ in range(2)]
+        environ = dict(line.split("=", 1) for line in lines)
+        assert "+app: shop" in clone.deploy("CHECK=1", **environ)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_pages_name_the_commands_that_are_typed_here() -> None:

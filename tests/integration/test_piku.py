@@ -31,7 +31,7 @@ class Clone:
     """A git checkout of what is under test, with this environment's packages, deployed to a host as APP=shop."""
 
     def __init__(self, root: Path, host: Host) -> None:
-        self.root, self.host = root, host
+        self.root, self.host, self.address = root, host, host.name
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
             if name and (ROOT / name).is_file():
@@ -63,7 +63,6 @@ class Clone:
         """Write the inventory, outside the checkout; the host has no nginx, so the app gets a port of its own."""
         settings = {"PORT": self.port, "WEB_CONCURRENCY": 1, "MAIL_PASSWORD": SECRET, **config}
         shop = {
-            "host": self.host.name,
             "domains": ["127.0.0.1"],
             "wait": 90,
             "health_address": f"http://127.0.0.1:{self.port}",
@@ -79,7 +78,9 @@ class Clone:
 
     def destroy(self, typed: str) -> subprocess.CompletedProcess[str]:
         """Run `make destroy-piku` at a terminal and type an answer."""
-        return self._start(["script", "-qec", "make destroy-piku APP=shop", "/dev/null"], f"{typed}\n", {})
+        return self._start(
+            ["script", "-qec", f"make destroy-piku HOST={self.address} APP=shop", "/dev/null"], f"{typed}\n", {}
+        )
 
     def _start(self, command: list[str], typed: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
         path = f"{self.host.bin}:{os.environ['PATH']}"
@@ -91,13 +92,13 @@ class Clone:
 
     def deploy(self, *words: str, **environ: str) -> str:
         """Deploy, which must succeed; returns what was printed."""
-        done = self.make("deploy-piku", "APP=shop", *words, **environ)
+        done = self.make("deploy-piku", f"HOST={self.address}", "APP=shop", *words, **environ)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.host.log()}"
         return done.stdout
 
     def refused(self, *words: str) -> str:
         """Deploy, which must fail; returns the one line that says why."""
-        done = self.make("deploy-piku", "APP=shop", *words)
+        done = self.make("deploy-piku", f"HOST={self.address}", "APP=shop", *words)
         assert done.returncode != 0
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("fatal:")]
         return line
@@ -146,7 +147,7 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
     assert "-nothing is deployed" in output
     assert list((host.root / "envs").iterdir()) == [], "CHECK=1 changes nothing"
 
-    output = clone.deploy()
+    output = clone.deploy(ANSIBLE_VERBOSITY="4", ANSIBLE_DIFF_ALWAYS="1")
     assert "https://127.0.0.1" in output
     assert "ok    A job goes round" in output or "passed" in output
     assert "-----> spawning 'shop:web.1'" in output
@@ -158,8 +159,14 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
     assert (host.root / "data" / "shop" / "postgres" / "PG_VERSION").exists(), "the folder that Piku keeps"
     first = post(clone, kind="sleep", seconds=0)
 
-    # Nothing differs: nothing is done.
+    # No secret is printed, or on a command line there.
     commands, config = host.commands(), config_of(host)
+    for secret in (SECRET, config["DJANGO_SECRET_KEY"], config["STATUS_TOKEN"]):
+        assert secret not in output
+        assert not any(secret in line for line in commands)
+    assert (host.root / "envs" / "shop" / "ENV").stat().st_mode & 0o77 == 0
+
+    # Nothing differs: nothing is done.
     output = clone.deploy()
     assert re.search(r"shop +: ok=\d+ +changed=0 ", output)
     assert not {"deploy", "git-receive-pack"} & {line.split()[0] for line in host.commands()[len(commands) :]}
@@ -170,11 +177,11 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
     wait_for(lambda: clone.ask(f"/jobs/{job}")[1]["state"] == "running", "the job runs")
     commands = host.commands()
     clone.set(LOG_LEVEL="info")
-    clone.deploy()
+    clone.deploy("SIZE=1g")
     assert [line.split()[0] for line in host.commands()[len(commands) :]].count("deploy") == 1
     found = clone.ask(f"/jobs/{job}")[1]
     assert (found["state"], found["runs"]) == ("done", 1)
-    assert config_of(host) == {**config, "LOG_LEVEL": "info"}, "keys are made once"
+    assert config_of(host) == {**config, "LOG_LEVEL": "info", "DYNO_RAM": "1024"}, "keys are made once"
 
     # A new commit, and back to the one before.
     before = clone.deployed()
@@ -195,15 +202,6 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
     assert host.ssh("apps").stdout == "There are no applications deployed.\n"
     assert init not in host.container.pids()
     assert (host.root / "data" / "shop" / "postgres" / "PG_VERSION").exists()
-
-
-def test_no_secret_is_printed_or_on_a_command_line(clone: Clone, host: Host) -> None:
-    output = clone.deploy(ANSIBLE_VERBOSITY="4", ANSIBLE_DIFF_ALWAYS="1")
-    config = config_of(host)
-    for secret in (SECRET, config["DJANGO_SECRET_KEY"], config["STATUS_TOKEN"]):
-        assert secret not in output
-        assert not any(secret in line for line in host.commands())
-    assert (host.root / "envs" / "shop" / "ENV").stat().st_mode & 0o77 == 0
 
 
 def test_names_of_which_one_begins_as_the_other_are_refused(clone: Clone, host: Host) -> None:
@@ -254,9 +252,19 @@ def test_a_release_that_fails_and_an_app_that_does_not_start_fail_the_deployment
 
 
 def test_a_host_that_can_not_be_reached_or_is_not_named(clone: Clone) -> None:
-    clone.set({"host": "nowhere.invalid"})
+    clone.address = "nowhere.invalid"
     assert "piku@nowhere.invalid: ssh: " in (line := clone.refused())
     assert "check HOST" in line
-    clone.set({"host": ""})
+    clone.address = ""
     assert "no host: HOST=example.com" in clone.refused()
     assert "say which deployment" in clone.make("deploy-piku").stderr
+
+
+def test_the_pages_name_the_commands_that_are_typed_here() -> None:
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "piku.md").read_text()
+    assert set(re.findall(r"make \S+-piku HOST=example.com APP=shop[^`\n]*", pages)) == {
+        "make deploy-piku HOST=example.com APP=shop",
+        "make deploy-piku HOST=example.com APP=shop CHECK=1",
+        "make deploy-piku HOST=example.com APP=shop SIZE=1g",
+        "make destroy-piku HOST=example.com APP=shop",
+    }

@@ -326,7 +326,7 @@ def test_what_runs_in_a_dyno_and_should_not(make: Callable[..., Dyno], tmp_path:
     os.kill(dyno.inner("ender")["pid"], signal.SIGKILL)
     with (root / "LocalProcfile").open("a") as file:
         file.write("mailer: sleep 100003\n")
-    wait_for(lambda: dyno.inner("ender")["pid"], "ender is back")
+    wait_for(lambda: dyno.inner("ender")["restarts"] and dyno.inner("ender")["pid"], "ender is back")
     found = findings(look_into(dyno))
     dyno.kill()
     assert found.keys() == {

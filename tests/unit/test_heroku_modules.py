@@ -310,3 +310,43 @@ def test_the_output_of_a_failed_build_is_shown_to_its_end_although_the_connectio
 
     assert heroku_releases.watch(Api(), "/apps/shop/builds/1", Live())["status"] == "failed"
     assert shown == output
+
+
+class Builds:
+    """The API of an app that runs `commit`, built by whoever; `pending` is a commit whose build is under way."""
+
+    def __init__(self, commit: str, pending: str = "") -> None:
+        self.builds = [{"id": "1", "status": "succeeded", "slug": {"id": "s"}, "source_blob": {"version": commit}}]
+        if pending:
+            self.builds += [{"id": "2", "status": "pending", "slug": None, "source_blob": {"version": pending}}]
+        self.posted: list[str] = []
+
+    def get(self, path: str, **_: str) -> Any:
+        if path.endswith("/builds"):
+            return [*self.builds]
+        if path.endswith("/releases"):
+            return [{"version": 3, "current": True, "slug": {"id": "s"}}]
+        if path.endswith("/builds/2"):
+            return {**self.builds[1], "status": "succeeded", "release": {"id": "r"}}
+        return {"version": 4, "status": "succeeded"}
+
+    def post(self, path: str, _body: Any = None) -> Any:
+        self.posted.append(path)
+        raise client.HerokuError("no more is needed here")
+
+
+def test_a_commit_that_was_pushed_by_hand_counts_as_deployed_and_another_does_not() -> None:
+    build = module("heroku_build")
+    parameters = {"app": "shop", "checkout": str(ROOT), "commit": "HEAD"}
+    assert not build.work(parameters, Builds("HEAD"), False)["changed"]
+    pushed = Builds("another")
+    assert build.work(parameters, pushed, True)["diff"] == {"before": "another\n", "after": "HEAD\n"}
+    assert "no more is needed" in error_of(lambda: build.work(parameters, pushed, False))
+    assert pushed.posted == ["/apps/shop/sources"]
+
+
+def test_a_build_of_the_commit_that_is_under_way_is_waited_for_instead_of_a_second_one() -> None:
+    api = Builds("another", pending="HEAD")
+    parameters = {"app": "shop", "checkout": str(ROOT), "commit": "HEAD"}
+    assert module("heroku_build").work(parameters, api, False)["changed"]
+    assert api.posted == []

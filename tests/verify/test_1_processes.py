@@ -134,7 +134,7 @@ def test_no_zombie(seen: Seen) -> None:
 
 
 def test_no_process_is_stopped(seen: Seen) -> None:
-    """No process is stopped or hangs on a broken disk."""
+    """No process is stopped by a signal."""
     wrong = [process for process in seen.inside["processes"] if process["state"] in "Tt" and process["lasting"]]
     if wrong:
         fail(f"{listed(wrong)}: stopped by a signal or a debugger: `kill -CONT PID` lets it go on")

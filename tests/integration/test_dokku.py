@@ -1,0 +1,372 @@
+"""`make deploy-dokku` from a clone, against the double of a Dokku host in tests/dokku/."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from boiler.settings import ROOT
+from tests.docker import docker, wheelhouse_image
+from tests.dokku.double import Double
+from tests.wait import wait_for
+
+# An image is built for each commit, and a deployment starts real containers.
+pytestmark = pytest.mark.timeout(900)
+
+SECRET = secrets.token_hex(12)
+INVENTORY = """
+dokku:
+  hosts:
+    shop:
+      builder: dockerfile
+      python_image: {image}
+      grace: 10
+      verify: {verify}
+      config:
+        LOG_LEVEL: {level}
+        MAIL_PASSWORD: "{{{{ lookup('ansible.builtin.env', 'MAIL_PASSWORD') }}}}"
+"""
+
+# A scheduled job every two seconds, and a note of every time that one was sent.
+SCHEDULE = """
+CREATE TABLE sends (at timestamptz);
+GRANT ALL ON sends TO dyno;
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN INSERT INTO public.sends VALUES (NEW.last_run_at); RETURN NEW; END$$;
+WITH interval AS (INSERT INTO django_celery_beat_intervalschedule (every, period) VALUES (2, 'seconds') RETURNING id)
+INSERT INTO django_celery_beat_periodictask
+    (name, task, args, kwargs, headers, one_off, enabled, total_run_count, date_changed, description, interval_id)
+    SELECT 'often', 'demo.tasks.prune', '[]', '{}', '{}', false, true, 0, now(), '', id FROM interval;
+CREATE TRIGGER sent AFTER UPDATE OF total_run_count ON django_celery_beat_periodictask FOR EACH ROW
+    WHEN (NEW.name = 'often' AND NEW.total_run_count > OLD.total_run_count) EXECUTE FUNCTION note();
+UPDATE django_celery_beat_periodictasks SET last_update = now();
+"""
+
+
+class Clone:
+    """A git checkout of what is under test, with this environment's packages, deployed to the double."""
+
+    def __init__(self, root: Path, double: Double) -> None:
+        self.root, self.double = root, double
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
+            if name and (ROOT / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        (root / ".venv").symlink_to(sys.prefix)
+        self.git("init", "--quiet")
+        (root / ".git" / "info" / "exclude").write_text("/.venv\n")
+        self.write_inventory("info", verify=True)
+        self.first = self.commit()
+
+    def git(self, *words: str) -> str:
+        settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *settings, *words], cwd=self.root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit(self) -> str:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", "A change")
+        return self.git("rev-parse", "HEAD")
+
+    def write_inventory(self, level: str, *, verify: bool = False) -> None:
+        text = INVENTORY.format(level=level, verify=verify, image=wheelhouse_image())
+        (self.root / "deploy" / "inventory.yml").write_text(text)
+
+    def make(self, *words: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if name == "LANG"}
+        done = subprocess.run(
+            ["make", *words, f"HOST={self.double.host}", "APP=shop"],
+            cwd=self.root,
+            env={**kept, **self.double.environ, "MAIL_PASSWORD": SECRET},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(done.stdout, done.stderr)
+        return done
+
+    def deploy(self, *words: str) -> str:
+        """Deploy, which must succeed; returns what was printed."""
+        done = self.make("deploy-dokku", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+class Visitor:
+    """Uses the deployed app through nginx."""
+
+    def __init__(self, double: Double) -> None:
+        self.port = double.port
+        self.failed: list[str] = []
+        self.served = 0
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("localhost", self.port, timeout=60)
+        try:
+            data = None if body is None else json.dumps(body)
+            headers = {"Content-Type": "application/json"} if data else {}
+            connection.request("GET" if data is None else "POST", path, data, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    @contextmanager
+    def at_work(self) -> Iterator[list[int]]:
+        """Ask for the page and send jobs again and again; note what fails, and the ids of the jobs."""
+        ids: list[int] = []
+        done = threading.Event()
+
+        def visit(path: str, body: Any) -> None:
+            while not done.wait(0.1):
+                try:
+                    status, answer = self.ask(path, body)
+                except (OSError, http.client.HTTPException) as error:
+                    self.failed.append(repr(error))
+                    continue
+                self.served += 1
+                if status == 202:
+                    ids.extend(json.loads(answer)["ids"])
+                elif status != 200:
+                    self.failed.append(f"{path}: {status} {answer[:1000]}")
+
+        works = [("/", None), ("/", None), ("/jobs", {"kind": "sleep", "seconds": 0.2})]
+        threads = [threading.Thread(target=visit, args=work) for work in works]
+        for thread in threads:
+            thread.start()
+        try:
+            yield ids
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.fixture(scope="module")
+def double() -> Iterator[Double]:
+    with Double() as double:
+        yield double
+
+
+@pytest.fixture(scope="module")
+def clone(double: Double, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    root = tmp_path_factory.mktemp("clone") / "a shop"
+    root.mkdir()
+    return Clone(root, double)
+
+
+@pytest.fixture(scope="module")
+def deployed(clone: Clone) -> str:
+    """What the first deployment printed, its checks included; those that follow do without."""
+    output = clone.deploy()
+    clone.write_inventory("info")
+    return output
+
+
+def changed(output: str) -> list[str]:
+    """The tasks that have changed something."""
+    return re.findall(r"^TASK \[(.*?)\][^\n]*\n(?:(?!^TASK).*\n)*?changed: ", output, re.MULTILINE)
+
+
+def rows(double: Double, query: str) -> list[tuple[Any, ...]]:
+    """What the deployed app's database says."""
+    url = f"postgresql://super@127.0.0.1:{double.postgres.port}/shop-db"
+    with psycopg.connect(url) as connection:
+        return connection.execute(query).fetchall()
+
+
+def execute(double: Double, statements: str) -> None:
+    url = f"postgresql://super@127.0.0.1:{double.postgres.port}/shop-db"
+    with psycopg.connect(url) as connection:
+        connection.execute(statements)
+
+
+def test_check_mode_shows_everything_and_changes_nothing(clone: Clone, double: Double) -> None:
+    output = clone.deploy("CHECK=1")
+    assert "+app: shop" in output
+    assert "+DJANGO_SECRET_KEY: set" in output
+    assert f"+{clone.first}" in output
+    assert SECRET not in output
+    assert not list((double.folder / "apps").iterdir())
+    assert "dokku" not in clone.git("remote")
+
+
+def test_the_first_deployment_ends_verified(clone: Clone, double: Double, deployed: str) -> None:
+    assert "ok    " in deployed and "FAIL" not in deployed
+    assert f"http://{double.host}:{double.port}" in deployed
+    config = double.state("shop")["config"]
+    assert len(config["DJANGO_SECRET_KEY"]) >= 50
+    assert len(config["STATUS_TOKEN"]) >= 50
+    assert config["MAIL_PASSWORD"] == SECRET
+    assert config["DJANGO_HTTPS"] == "0"
+    everything = deployed + "".join(double.commands())
+    for name in ("DJANGO_SECRET_KEY", "STATUS_TOKEN", "MAIL_PASSWORD"):
+        assert config[name] not in everything
+    inspected = json.loads(docker("inspect", double.container("shop")))[0]["HostConfig"]
+    assert inspected["Memory"] == 512 * 2**20
+    assert inspected["RestartPolicy"]["Name"] == "unless-stopped"
+    assert clone.git("remote", "get-url", "dokku") == f"dokku@{double.host}:shop"
+
+
+def test_the_second_deployment_changes_nothing(clone: Clone, double: Double, deployed: str) -> None:
+    before, container = double.state("shop"), double.container("shop")
+    assert changed(clone.deploy()) == []
+    assert double.state("shop") == before
+    assert double.container("shop") == container
+
+
+def test_a_new_commit_under_load_fails_no_request_loses_no_job_and_sends_no_scheduled_job_twice(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    visitor = Visitor(double)
+    execute(double, SCHEDULE)
+    wait_for(lambda: rows(double, "SELECT FROM sends"), "a scheduled job was sent", 60)
+    old = double.container("shop")
+    clone.commit()
+    with visitor.at_work() as ids:
+        assert changed(clone.deploy()) == ["Code released"]
+        wait_for(lambda: old not in docker("ps", "--quiet", "--no-trunc"), "the old container has ended", 60)
+    assert visitor.failed == []
+    assert visitor.served > 20
+    listed = ",".join(map(str, ids))
+    unfinished = f"SELECT id, state FROM demo_job WHERE id IN ({listed}) AND state <> 'done'"
+    wait_for(lambda: rows(double, unfinished) == [], "all jobs are done", 60)
+    sent = [at for (at,) in rows(double, "SELECT at FROM sends ORDER BY at")]
+    assert len(sent) > 5
+    # By the schedule's own clock: two that are closer were sent by two beats.
+    assert min(later - earlier for earlier, later in pairwise(sent)) > timedelta(seconds=1.9)
+    execute(double, "DELETE FROM django_celery_beat_periodictask WHERE name = 'often'")
+
+
+def test_a_new_setting_is_one_restart(clone: Clone, double: Double, deployed: str) -> None:
+    clone.write_inventory("warning")
+    old = double.container("shop")
+    double.commands()
+    assert changed(clone.deploy()) == ["Config set", "Code released"]
+    assert [line for line in double.commands() if line.startswith(("ps:rebuild", "ps:restart"))] == ["ps:rebuild shop"]
+    assert double.container("shop") != old
+    assert changed(clone.deploy()) == []
+
+
+def test_a_deployment_that_was_cut_off_before_its_restart_is_made_up_for(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    double.edit("shop", config={**double.state("shop")["config"], "MAIL_HOST": "mail.example.com"})
+    assert changed(clone.deploy()) == ["Code released"]
+    environ = docker("exec", double.container("shop"), "printenv", "MAIL_HOST")
+    assert environ == "mail.example.com"
+
+
+def test_a_dyno_that_ended_with_0_is_back_by_its_restart_policy(clone: Clone, double: Double, deployed: str) -> None:
+    container = double.container("shop")
+    subprocess.run(["docker", "exec", container, "app/boil", "stop"], check=False)  # ends with the container
+    wait_for(lambda: docker("inspect", "--format={{.RestartCount}}", container) != "0", "it was started again", 60)
+    wait_for(lambda: Visitor(double).ask("/healthz")[0] == 200, "it is healthy", 90)
+
+
+def test_a_container_that_is_down_is_brought_back_by_the_next_deployment(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    docker("stop", "--time", "10", double.container("shop"))
+    assert Visitor(double).ask("/healthz")[0] in (502, 504)
+    assert changed(clone.deploy()) == ["Code released"]
+    assert Visitor(double).ask("/healthz")[0] == 200
+
+
+def test_a_commit_that_can_not_start_leaves_the_old_one_running(clone: Clone, double: Double, deployed: str) -> None:
+    old, running = double.container("shop"), clone.git("rev-parse", "HEAD")
+    good = (clone.root / "LocalProcfile").read_text()
+    (clone.root / "LocalProcfile").write_text(good.replace("config.wsgi", "config.nosuch"))
+    app_json = clone.root / "dokku" / "app.json"
+    app_json.write_text(re.sub(r'"attempts": \d+', '"attempts": 3', app_json.read_text()))
+    clone.commit()
+    failed = clone.make("deploy-dokku")
+    assert failed.returncode != 0
+    assert "the deployment failed, what ran before runs on" in failed.stderr
+    assert "Healthcheck failed" in failed.stderr
+    assert double.container("shop") == old
+    assert Visitor(double).ask("/healthz")[0] == 200
+    clone.git("reset", "--quiet", "--hard", running)
+    assert changed(clone.deploy()) == []
+
+
+def test_the_lock_of_a_rebuild_that_broke_off_is_removed_but_not_that_of_one_under_way(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    builds = double.state("shop")["builds"]
+    double.edit("shop", builds=[{"status": "running", "pid": os.getpid()}, *builds])
+    (double.folder / "apps" / "shop" / "lock").touch()
+    refused = clone.make("deploy-dokku")
+    assert refused.returncode != 0
+    assert "shop: another deployment of it is under way: wait for it" in refused.stderr
+    double.edit("shop", builds=[{"status": "running", "pid": 2**22 + 1}, *builds])
+    assert changed(clone.deploy()) == ["App exists"]
+    assert not (double.folder / "apps" / "shop" / "lock").exists()
+
+
+def test_what_stands_in_no_known_host_file_is_not_trusted(clone: Clone, double: Double) -> None:
+    known = double.folder / "known_hosts"
+    kept = known.read_text()
+    known.write_text("")
+    try:
+        subprocess.run(["ssh", "-O", "exit", "dokku@localhost"], env={**os.environ, **double.environ}, check=False)
+        shutil.rmtree(double.folder / "home" / ".ansible" / "cp", ignore_errors=True)
+        refused = clone.make("deploy-dokku")
+        assert refused.returncode != 0
+        assert "Host key verification failed: type `ssh dokku@localhost version` to see why" in refused.stderr
+    finally:
+        known.write_text(kept)
+
+
+def test_the_app_and_its_database_can_be_removed(clone: Clone, double: Double, deployed: str) -> None:
+    kept = clone.double.environ
+    done = subprocess.run(
+        ["script", "--quiet", "--return", "--command", f"make destroy-dokku HOST={double.host} APP=shop", "/dev/null"],
+        cwd=clone.root,
+        env={**os.environ, **kept},
+        input="shop\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    assert double.ssh("apps:exists shop").returncode == 20
+    assert double.ssh("postgres:exists shop-db").returncode == 1
+
+
+def test_without_the_postgres_plugin_the_database_is_on_the_hosts_disk_and_outlives_a_deployment(
+    tmp_path: Path,
+) -> None:
+    with Double(plugins=()) as double:
+        clone = Clone(tmp_path / "a shop", double)
+        clone.write_inventory("info")
+        output = clone.deploy()
+        assert "RELEASE_AT_START=1: the dyno runs this at its start" in output
+        (mount,) = double.state("shop")["mounts"]
+        assert mount == "/var/lib/dokku/data/storage/shop-postgres:/postgres"
+        visitor = Visitor(double)
+        status, answer = visitor.ask("/jobs", {"kind": "sleep", "seconds": 0})
+        assert status == 202
+        (job,) = json.loads(answer)["ids"]
+        clone.commit()
+        assert changed(clone.deploy()) == ["Code released"]
+        assert changed(clone.deploy()) == []
+        wait_for(lambda: json.loads(visitor.ask(f"/jobs/{job}")[1])["state"] == "done", "the job is done", 60)
