@@ -29,7 +29,7 @@ admin: .venv/installed-dev .env ## make an account for Django's admin (NAME=…;
 	@.venv/bin/python -m tests.verify.admin
 
 bench: .venv/installed-dev ## run the page's 20-second benchmark against URL=… (this machine's dyno if unset)
-	@.venv/bin/python -m tests.bench.course "$(or $(URL),http://127.0.0.1:$(or $(PORT),5000))" $(BENCH)
+	@$(if $(filter-out local,$(TARGET)),$(if $(URL),,$(error TARGET=$(TARGET) needs its address: URL=https://…))).venv/bin/python -m tests.bench.course "$(or $(URL),http://127.0.0.1:$(or $(PORT),5000))" $(BENCH)
 
 bench-compare: .venv/installed-dev ## measure this layout beside others, in turns (BENCH="--rounds 1 --delay 2")
 	@.venv/bin/python -m tests.bench.compare $(BENCH)

@@ -97,7 +97,7 @@ def take(status: dict[str, Any], root: Path, environ: Mapping[str, str]) -> dict
     hidden = Hidden(environ)
     names = {pid: _name(pid, seen, mains) for pid in members if pid in seen}
     strays = _strays(seen, set(members), root, {one["name"] for one in status["processes"]})
-    limited = cgroup.memory(status["boiler"]["pid"])
+    limited = cgroup.memory(Path("/proc") / str(status["boiler"]["pid"]))
     return {
         "processes": [{**vars(hidden.shown(seen[pid])), "name": name} for pid, name in names.items()],
         "strays": [vars(hidden.shown(seen[pid])) for pid in strays],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from . import settings
+from . import cgroup, settings
 from .units import MB, as_size
 
 # What a process takes, in bytes; measured with the demo under full load (docs/performance.md).
@@ -33,7 +33,6 @@ OTHERS = 3
 SPARE = 3  # and for whoever else comes: a migration, psql.
 MAX_POOL = 8  # more than that per web worker makes nothing faster
 UNKNOWN_CONNECTIONS = 20  # the smallest limit that is sold: Heroku's essential plans
-PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ PLANNED = frozenset(plan(Machine(512 * MB, 1)).values)
 @cache
 def here(dyno_ram: int = 0) -> Machine:
     """This machine: the limits of the container, what the platform says (in MB), what the last start measured."""
-    limits = [limit for limit in (memory_limit(), dyno_ram * MB, _physical_memory()) if limit]
-    return replace(Machine(min(limits), min(cpu_limit() or math.inf, _cpus())), **recall())
+    limits = [limit for limit in (cgroup.memory_limit(), dyno_ram * MB, _physical_memory()) if limit]
+    return replace(Machine(min(limits), min(cgroup.cpu_limit() or math.inf, _cpus())), **recall())
 
 
 def _physical_memory() -> int:
@@ -150,51 +149,6 @@ def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def memory_limit(proc: Path = PROC) -> int:
-    """Bytes; 0 for no limit. The kernel writes "max" (version 2) or an enormous number (version 1) for none."""
-    texts = [*_cgroup_files("", "memory.max", proc), *_cgroup_files("memory", "memory.limit_in_bytes", proc)]
-    return min((int(text) for text in texts if text.isdecimal()), default=0)
-
-
-def cpu_limit(proc: Path = PROC) -> float:
-    """CPUs by the quota; 0 for no limit."""
-    limits = [text.split() for text in _cgroup_files("", "cpu.max", proc)]
-    quotas, periods = (_cgroup_files("cpu", f"cpu.cfs_{name}_us", proc) for name in ("quota", "period"))
-    limits += [list(pair) for pair in zip(quotas, periods, strict=False)]
-    return min((int(quota) / int(period) for quota, period in limits if quota.isdecimal()), default=0)
-
-
-def _cgroup_files(controller: str, name: str, proc: Path) -> list[str]:
-    """What the files of this name say, of this process's control group and those above it (cgroups(7)).
-
-    `controller` is "" for version 2.
-    """
-    found = []
-    with suppress(OSError):
-        for group in _groups(controller, proc):
-            with suppress(OSError):
-                found.append((group / name).read_text().strip())
-    return found
-
-
-def _groups(controller: str, proc: Path) -> list[Path]:
-    """The folders of this process's group and those above it, up to where the hierarchy is mounted."""
-    own_path = ""
-    for line in (proc / "cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            own_path = path.lstrip("/")
-    for line in (proc / "mountinfo").read_text().splitlines():
-        place, _, what = line.partition(" - ")
-        kind, _, options = what.split(maxsplit=2)
-        if (kind == "cgroup2" and not controller) or (kind == "cgroup" and controller in options.split(",")):
-            mount = Path(place.split()[4])
-            # In a container the path may be the host's, of which only this group itself is mounted.
-            group = mount / own_path if (mount / own_path).is_dir() else mount
-            return [one for one in (group, *group.parents) if one.is_relative_to(mount)]
-    return []
 
 
 # --- what a start has measured ---

@@ -8,8 +8,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from boiler.cgroup import memory_limit
 from boiler.settings import get
-from boiler.sizing import memory_limit
 from boiler.status import ask
 from boiler.units import MB
 

@@ -34,7 +34,8 @@ def work(parameters: dict[str, Any], piku: Piku, check: bool) -> dict[str, Any]:
     with Live() as live:
         while fault := missing(piku.run(LOOK.format(app=piku.app))):
             if time.monotonic() > deadline:
-                live.write(piku.run(LOG.format(app=piku.app)))
+                for line in piku.run(LOG.format(app=piku.app)).splitlines():
+                    live.line(line)
                 raise PikuError(f"{piku.host}: {piku.app} is not up within {parameters['wait']} s: {fault}: see above")
             if fault != shown:
                 live.line(f"waiting: {fault}")

@@ -66,42 +66,6 @@ def test_a_size_that_is_none_is_refused(wrong: str, capsys: pytest.CaptureFixtur
     assert "--memory" in capsys.readouterr().err
 
 
-def machine_with(folder: Path, version: int, files: dict[str, str], *, inside: bool) -> Path:
-    """A /proc/self and control groups like those of a container; `inside` it, the host's path leads nowhere."""
-    proc, mount = folder / "proc", folder / "cgroup"
-    proc.mkdir()
-    group = mount if inside else mount / "docker" / "abc"
-    group.mkdir(parents=True)
-    for name, text in files.items():
-        (group / name).write_text(text + "\n")
-    kind = "cgroup2 cgroup rw" if version == 2 else "cgroup cgroup rw,cpu,cpuacct,memory"
-    controllers = "0:" if version == 2 else "4:cpu,cpuacct,memory"
-    (proc / "cgroup").write_text(f"{controllers}:/docker/abc\n")
-    (proc / "mountinfo").write_text(f"31 23 0:28 / {mount} rw,relatime shared:9 - {kind}\n")
-    return proc
-
-
-@pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize(
-    ("version", "files", "limits"),
-    [
-        (2, {"memory.max": str(512 * MB), "cpu.max": "150000 100000"}, (512 * MB, 1.5)),
-        (2, {"memory.max": "max", "cpu.max": "max 100000"}, (0, 0)),
-        (1, {"memory.limit_in_bytes": str(GB), "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}, (GB, 0.5)),
-        (1, {"memory.limit_in_bytes": str(GB), "cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, (GB, 0)),
-    ],
-)
-def test_a_containers_limits_are_found(
-    tmp_path: Path, version: int, files: dict[str, str], limits: tuple[int, float], inside: bool
-) -> None:
-    proc = machine_with(tmp_path, version, files, inside=inside)
-    assert (sizing.memory_limit(proc), sizing.cpu_limit(proc)) == limits
-
-
-def test_no_limit_is_found_where_the_kernel_shows_none(tmp_path: Path) -> None:
-    assert sizing.memory_limit(tmp_path) == sizing.cpu_limit(tmp_path) == 0
-
-
 def test_the_platforms_word_counts_where_it_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizing.here(dyno_ram=256).memory == 256 * MB
 
