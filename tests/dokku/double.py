@@ -203,6 +203,8 @@ class Double:
             process.wait(30)
         for container in docker("ps", "--all", "--quiet", f"--filter=label=dokku-double={self.folder.name}").split():
             docker("rm", "--force", "--volumes", container)
+        for image in docker("images", "--quiet", f"--filter=reference=dokku-double/*:{self.folder.name}-*").split():
+            docker("rmi", "--force", "--no-prune", image)  # the layers stay, for the next build
         self.postgres.__exit__()
         self._engine.__exit__(None, None, None)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -520,7 +520,7 @@ def build(app: App, commit: str) -> str:
     dockerfile = files / app.get("builder-dockerfile", "dockerfile-path")
     say(f"-----> Building {app.name} from Dockerfile")
     options = [word for option in app.state["build_options"] for word in option.split()]
-    tag = f"dokku-double/{app.name}:{commit[:12]}"
+    tag = f"dokku-double/{app.name}:{HOST.name}-{commit[:12]}"
     docker("build", "--quiet", *options, "--file", str(dockerfile), "--tag", tag, str(files))
     return tag
 
