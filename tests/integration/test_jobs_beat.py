@@ -142,10 +142,8 @@ def test_beat_ends_at_once_when_told_to_and_another_takes_over(queue, start, sch
     first = start(*BEAT).says("leading")
     second = start(*BEAT)
     assert first.titles() == ["beat: celery beat"]
-    began = time.monotonic()
-    assert first.stop() == 0
-    assert time.monotonic() - began < 1
-    second.says("leading", 5)
+    assert first.stop(4) == 0  # less than the 5 s between two looks at the schedule
+    second.says("leading", 15)
 
 
 def test_a_beat_takes_two_connections(queue, start, schedule):
