@@ -67,7 +67,8 @@ def _as_server_user(argv: list[str]) -> list[str]:
         raise EmbeddedError("the embedded PostgreSQL needs `setpriv` (util-linux) when root starts it")
     group = str(pwd.getpwnam(UNPRIVILEGED).pw_gid)
     drop = ["setpriv", "--reuid", UNPRIVILEGED, "--regid", group, "--clear-groups"]
-    keep = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
+    # initdb asks access(2) whether it may run `postgres`, which takes this bit to count an ordinary user's capability.
+    keep = ["--securebits", "+no_setuid_fixup", "--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
     return [*drop, *keep, "--", *argv]
 
 
