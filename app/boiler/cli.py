@@ -225,10 +225,12 @@ def _release_line() -> Entry:
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = status.ask(settings.runtime_dir() / "status", request, timeout=10)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         raise CommandError(
             "no dyno of this checkout is running: start it with `make run` or `app/boil start`"
         ) from None
+    except OSError as error:
+        raise CommandError(f"the boiler does not answer ({error}): the machine may be busy, try again") from None
     if "error" in answer:
         raise CommandError(answer["error"])
     return answer

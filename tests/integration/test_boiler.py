@@ -245,6 +245,17 @@ def test_commands_say_when_no_dyno_runs(scratch: Scratch) -> None:
         assert answer.stderr.count("\n") == 1
 
 
+def test_a_boiler_that_does_not_answer_is_not_taken_for_none(scratch: Scratch) -> None:
+    dyno = scratch(THREE).start()
+    running(dyno)
+    supervisor = dyno.status()["boiler"]["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    answer = boil(dyno, "status")
+    os.kill(supervisor, signal.SIGCONT)
+    assert answer.returncode == 1
+    assert answer.stderr == "boil: the boiler does not answer (timed out): the machine may be busy, try again\n"
+
+
 def test_a_second_dyno_in_the_same_folder_is_refused(scratch: Scratch) -> None:
     dyno = scratch(THREE).start()
     running(dyno)
