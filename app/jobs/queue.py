@@ -13,7 +13,7 @@ from celery.signals import after_task_publish, before_task_publish
 from celery.utils import uuid
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from .deadline import Attempt
 from .parking import count_start, forget_starts
@@ -79,6 +79,13 @@ def enqueue(task: Task, calls: Sequence[tuple[Any, ...]]) -> None:
 
 
 def _send(task: Task, calls: Sequence[tuple[Any, ...]]) -> None:
+    try:
+        _send_batch(task, calls)
+    except BatchPublishError as error:  # on a connection that was open when Redis went away
+        raise OperationalError(str(error)) from error
+
+
+def _send_batch(task: Task, calls: Sequence[tuple[Any, ...]]) -> None:
     with current_app.producer_or_acquire() as producer, producer.batch():
         if calls and settings.BROKER == "pgmq" and _may_be_copied(task):
             first, *others = calls
