@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import psycopg
 
@@ -111,6 +112,7 @@ class Double:
         self._make_keys()
         self._start_nginx()
         self._start_sshd()
+        self._start_listener()
         return self
 
     def _make_keys(self) -> None:
@@ -158,6 +160,21 @@ class Double:
             "postgres_admin": f"postgresql://super@127.0.0.1:{self.postgres.port}/postgres",
         }
         (self.folder / "host.json").write_text(json.dumps(settings))
+
+    def _start_listener(self) -> None:
+        """Do what dokku-event-listener does beside Dokku: nginx finds a container that Docker has started again."""
+        label = f"--filter=label=dokku-double={self.folder.name}"
+        command = [self.programs["docker"], "events", "--filter=event=start", label, "--format={{.ID}}"]
+        listener = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        self._processes.append(listener)
+        assert listener.stdout is not None
+
+        def listen(lines: IO[str]) -> None:
+            for line in lines:
+                words = [sys.executable, str(HOST_PROGRAM), str(self.folder), "started", line.strip()]
+                subprocess.run(words, check=False)
+
+        threading.Thread(target=listen, args=[listener.stdout], daemon=True).start()
 
     def _start(self, command: list[str], log: str) -> None:
         with (self.folder / log).open("wb") as file:

@@ -17,7 +17,8 @@ as seen on Dokku 0.38.27:
   nginx, SIGTERM to the old container at once, `docker stop` after wait-to-retire; with checks disabled the old one is
   stopped first.
 - a container: docker-init as PID 1, PORT, DYNO, GIT_REV, a memory limit with twice the swap, the restart policy
-  (on-failure:10 unless set), so that one that ends with 0 stays down and nginx answers 502.
+  (on-failure:10 unless set), so that one that ends with 0 stays down and nginx answers 502. One that Docker starts
+  again may have another address: dokku-event-listener, which Dokku's package recommends, tells nginx.
 - `ps:inspect` hides the values of variables but of those that begin with DOKKU_ and some more.
 - a `ps:rebuild` that fails leaves the app locked, and its build's `status` at "running" for good; `display_status`
   tells the truth. `apps:unlock` removes the lock.
@@ -658,6 +659,13 @@ def retire(app: App, containers: list[str]) -> None:
     os._exit(0)
 
 
+def started(container: str) -> None:
+    """Tell nginx the new address of an app's container that was started again."""
+    for folder in (HOST / "apps").iterdir():
+        if container in App(folder.name).state["containers"].values():
+            write_nginx()
+
+
 def write_nginx() -> None:
     """nginx's server for every app, and its reload."""
     blocks = []
@@ -744,6 +752,9 @@ def main() -> int:
     try:
         if len(sys.argv) > 2 and sys.argv[2] == "pre-receive":
             pre_receive(sys.argv[3])
+            return 0
+        if len(sys.argv) > 2 and sys.argv[2] == "started":
+            started(sys.argv[3])
             return 0
         line = os.environ.get("SSH_ORIGINAL_COMMAND", "")
         split = subprocess.run(["xargs", "-n", "1"], input=line, capture_output=True, text=True, check=False)

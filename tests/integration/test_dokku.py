@@ -303,7 +303,8 @@ def test_a_commit_that_can_not_start_leaves_the_old_one_running(clone: Clone, do
     assert "Healthcheck failed" in failed.stderr
     assert double.container("shop") == old
     assert Visitor(double).ask("/healthz")[0] == 200
-    clone.git("reset", "--quiet", "--hard", running)
+    clone.git("reset", "--quiet", running)
+    clone.git("checkout", "--", "LocalProcfile", "dokku/app.json")
     assert changed(clone.deploy()) == []
 
 
