@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import ansible.module_utils
@@ -119,3 +121,40 @@ def test_the_root_has_one_lock_file_and_nothing_that_switches_builders() -> None
     assert locks & set(tracked) == {"requirements.txt"}
     assert not {"project.toml", "Dockerfile", "manage.py", "heroku.yml"} & set(tracked)
     assert not [name for name in tracked if name.split("/")[0] in ("venv", ".venv")]
+
+
+PLAYBOOKS = sorted(
+    path.name for path in (ROOT / "deploy").glob("*.yml") if path.name not in ("choose.yml", "inventory.yml")
+)
+STEPS = [
+    "Code is committed",
+    "App exists",
+    "Database attached",
+    "Config set",
+    "Code released",
+    "Scaled",
+    "Domains attached",
+    "Dynos run the release",
+    "Healthy",
+    "Verified if anything was changed",
+    "Remote for dokku-toolbelt",
+    "Address",
+]
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_a_playbook_and_its_modules_are_understood_by_ansible(name: str) -> None:
+    program = Path(sys.executable).parent / "ansible-playbook"
+    words = ["--syntax-check", "--extra-vars", "deployment=shop", "--inventory", "shop,", f"deploy/{name}"]
+    environ = {**os.environ, "ANSIBLE_CONFIG": "deploy/ansible.cfg"}
+    done = subprocess.run([program, *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("platform", ["heroku", "dokku", "piku"])
+def test_the_steps_have_the_same_names_and_order_on_every_platform(platform: str) -> None:
+    play = yaml.safe_load((ROOT / "deploy" / f"{platform}.yml").read_text())[-1]
+    steps = [task["name"] for task in play["tasks"]]
+    if platform == "piku":  # whose first push would start every line of the Procfile
+        steps.remove("Scaled")
+    assert steps == [step for step in STEPS if step in steps]
