@@ -28,9 +28,10 @@ class Doorbell:
 
     def silence(self) -> None:
         """Stop the ringing, before looking at what there is to do."""
-        self._rings = False
         with suppress(BlockingIOError):
             os.read(self._reader, 4096)
+        # Not before the read: it would take away the byte of a ring in between, and no later ring would write one.
+        self._rings = False
 
     def __del__(self) -> None:
         os.close(self._reader)
