@@ -151,7 +151,8 @@ def test_a_new_user_runs_every_command_of_the_readme(clone: Clone) -> None:
 
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = {line for block in blocks for line in block.splitlines()}
-    platforms = {line for line in lines if re.match(r"make (deploy|destroy|scale)-", line)}  # typed in test_heroku.py
+    # Typed in the platforms' own tests, with hosts that are there.
+    platforms = {line for line in lines if re.match(r"make (deploy|destroy|scale)-", line)}
     assert lines - platforms == set(typed)
 
 
