@@ -147,7 +147,8 @@ class Connection(gevent.socket.socket):
         pause = PAUSE if self.begun else QUIET
         if not self.answering and time.monotonic() - self.since >= pause:
             with suppress(OSError):
-                self.shutdown(socket.SHUT_RD)
+                # gevent's shutdown() would end the handler's wait with an error, which gunicorn writes to the log.
+                self._sock.shutdown(socket.SHUT_RD)
 
 
 class GeventWorker(ggevent.GeventWorker):

@@ -268,6 +268,7 @@ def test_idle_connections_do_not_hold_up_the_stop(web: WebDyno, kind: str) -> No
         assert one.recv(1) == other.recv(1) == b""
     show("two idle connections", "pid1", kind, ending)
     assert_ordered(ending, dyno)
+    assert "ERROR" not in dyno.log(), "nothing went wrong"
 
 
 def test_clients_that_send_nothing_or_half_a_request_do_not_hold_up_gevent(web: WebDyno) -> None:
