@@ -128,7 +128,7 @@ def _start(arguments: argparse.Namespace) -> int:
     inners = _inners(entries, embedded, release=arguments.release or (serves and settings.get("RELEASE_AT_START")))
 
     def supervise(pipe: int, groups: init.Groups) -> int:
-        all_inners = [*_images(inners), *inners]
+        all_inners = _with_images(inners)
         supervisor = Supervisor(
             all_inners,
             output=Output(sys.stdout.fileno(), ["boiler", *(inner.name for inner in all_inners)]),
@@ -192,26 +192,34 @@ def _inners(entries: list[Entry], embedded: postgres.Embedded | None, *, release
     return inners + [Inner(entry, environ) for entry in entries]
 
 
-def _images(inners: list[Inner]) -> list[Inner]:
-    """The images that the processes of LocalProcfile are forked from, and what runs before them where it can be."""
-    images: dict[str, Image] = {}
-    if settings.get("BOILER_IMAGE"):
-        wanted = {inner.name: name_for(inner.entry.argv(inner.environ), inner.environ) for inner in inners}
-        names = {wanted[inner.name] for inner in inners if inner.kind is Kind.PROCESS} - {None}
-        images = {name: Image(name) for name in sorted(names)}  # first `jobs`, which what runs before is forked from
-        for inner in inners:
-            inner.image = images.get(wanted[inner.name])
-    return [
-        Inner(
-            Entry(f"image-{image.name}", f"image ({image.name})"),
-            dict(os.environ),
-            Kind.IMAGE,
-            argv=image.argv,
-            pass_fds=(image.other_end.fileno(),),
-            image=image,
-        )
-        for image in images.values()
-    ]
+def _with_images(inners: list[Inner]) -> list[Inner]:
+    """The same with the images that they are forked from, in the order in which they are needed.
+
+    What runs before the processes is forked from the first of them: it may run anywhere, and the first is there first.
+    """
+    if not settings.get("BOILER_IMAGE"):
+        return inners
+    names = {inner.name: name_for(inner.entry.argv(inner.environ), inner.environ) for inner in inners}
+    processes = [inner for inner in inners if inner.kind is Kind.PROCESS]
+    images = {name: Image(name) for inner in processes if (name := names[inner.name])}
+    first = next(iter(images.values()), None)
+    for inner in inners:
+        inner.image = first if inner.kind is Kind.ONCE and names[inner.name] else images.get(names[inner.name])
+    # On one CPU two images that load at the same time would both be late, and the web with them.
+    together = sizing.here(settings.get("DYNO_RAM")).cpus > 1
+    ordered = [_image_process(image) for image in images.values() if together or image is first]
+    for inner in inners:
+        if inner.image and inner.image not in [before.image for before in ordered]:
+            ordered.append(_image_process(inner.image))
+        ordered.append(inner)
+    return ordered
+
+
+def _image_process(image: Image) -> Inner:
+    entry = Entry(f"image-{image.name}", f"image ({image.name})")
+    return Inner(
+        entry, dict(os.environ), Kind.IMAGE, argv=image.argv, pass_fds=(image.other_end.fileno(),), image=image
+    )
 
 
 def _release_line() -> Entry:
