@@ -1,7 +1,7 @@
 """The layouts that are compared: what runs in which dyno, and how each is started.
 
 Every layout runs this repository's app and demo. The plain ones run it as it is usually done: with gunicorn's and
-Celery's defaults, under honcho, on Redis.
+Celery's defaults, under honcho, on Redis, each order in a transaction of its own and with a `delay()` for each job.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ SYNC = (
     "worker: celery --workdir app --app config worker --loglevel INFO\n"
     "beat: celery --workdir app --app config beat --loglevel INFO\n"
 )
+# What this repository does with orders and their jobs, and what is usual.
+PLAIN = {
+    "demo/orders.py": (
+        "_place_together = Together(_place_all)",
+        "def _place_together(order):\n    return _place_all([order])[0]",
+    ),
+    "jobs/queue.py": (
+        "        transaction.on_commit(partial(_send, task, calls))",
+        "        for args in calls:\n            transaction.on_commit(partial(task.delay, *args))",
+    ),
+}
 BOILER = ("boil", "start")
 HONCHO = ("honcho", "start", "-f", "LocalProcfile")
 
@@ -79,6 +90,10 @@ def checkout(place: Path, layout: Layout, ballast: int) -> None:
     (place / "LocalProcfile").write_text(layout.procfile or (ROOT / "LocalProcfile").read_text())
     config = place / "app" / "config"
     if layout.plain:
+        for name, (ours, usual) in PLAIN.items():
+            file = place / "app" / name
+            before, after = file.read_text().split(ours)
+            file.write_text(before + usual + after)
         (config / "celery.py").write_text(PLAIN_CELERY)
         with (config / "settings.py").open("a") as settings:
             # Celery's own concurrency is the number of the host's cores.
