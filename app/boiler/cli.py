@@ -201,25 +201,25 @@ def _with_images(inners: list[Inner]) -> list[Inner]:
         return inners
     names = {inner.name: name_for(inner.entry.argv(inner.environ), inner.environ) for inner in inners}
     processes = [inner for inner in inners if inner.kind is Kind.PROCESS]
+    shared = Image("shared") if settings.get("SHARED_IMPORTS") else None
     images = {name: Image(name) for inner in processes if (name := names[inner.name])}
     first = next(iter(images.values()), None)
     for inner in inners:
-        inner.image = first if inner.kind is Kind.ONCE and names[inner.name] else images.get(names[inner.name])
+        inner.source = first if inner.kind is Kind.ONCE and names[inner.name] else images.get(names[inner.name])
     # On one CPU two images that load at the same time would both be late, and the web with them.
     together = sizing.here(settings.get("DYNO_RAM")).cpus > 1
-    ordered = [_image_process(image) for image in images.values() if together or image is first]
+    ordered = [_image_process(shared)] if shared and first else []
+    ordered += [_image_process(image, shared) for image in images.values() if together or image is first]
     for inner in inners:
-        if inner.image and inner.image not in [before.image for before in ordered]:
-            ordered.append(_image_process(inner.image))
+        if inner.source and inner.source not in [before.image for before in ordered]:
+            ordered.append(_image_process(inner.source, shared))
         ordered.append(inner)
     return ordered
 
 
-def _image_process(image: Image) -> Inner:
-    entry = Entry(f"image-{image.name}", f"image ({image.name})")
-    return Inner(
-        entry, dict(os.environ), Kind.IMAGE, argv=image.argv, pass_fds=(image.other_end.fileno(),), image=image
-    )
+def _image_process(image: Image, source: Image | None = None) -> Inner:
+    entry, pass_fds = Entry(f"image-{image.name}", f"image ({image.name})"), (image.other_end.fileno(),)
+    return Inner(entry, dict(os.environ), Kind.IMAGE, argv=image.argv, pass_fds=pass_fds, image=image, source=source)
 
 
 def _release_line() -> Entry:

@@ -6,6 +6,10 @@ must never reach Celery: `web` for gunicorn, `jobs` for all other Python program
 config/image.py to say. Nothing may be open or running in an image that two processes must not share: it refuses to
 fork if the app started threads while it was loaded, and closes its database connections.
 
+With SHARED_IMPORTS there is a third, `shared`, that has loaded these modules and nothing else, and that the two are
+forked from: a library of 150 MB is in memory once. They may not use what gevent replaces; it is refused where it
+shows.
+
 An image forks twice: the process in between ends at once, so that the new one becomes a child of the supervisor,
 the subreaper above it, like any process that the supervisor starts itself. Where there is no image, or no more, the
 supervisor does that.
@@ -34,6 +38,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from .preflight import POOL_OPTION
+from .processes import resident
 from .settings import get
 from .titles import set_title
 
@@ -92,14 +97,14 @@ class Image:
         except OSError:
             self.state = State.GONE
 
-    def fork(self, argv: list[str], environ: Mapping[str, str], output: int) -> int:
-        """The pid of a new process that runs the command, its output going to a descriptor.
+    def fork(self, argv: list[str], environ: Mapping[str, str], output: int, image: Image | None = None) -> int:
+        """The pid of a new process that runs the command or becomes an image, its output going to a descriptor.
 
-        Raises OSError if the image doesn't answer: it is killed, so that it does not do so late.
+        Raises OSError if this image doesn't answer: it is killed, so that it does not do so late.
         """
-        request = json.dumps({"argv": argv, "environ": dict(environ)}).encode()
+        request = json.dumps({"argv": argv, "environ": dict(environ), "image": image.name if image else ""}).encode()
         try:
-            socket.send_fds(self.socket, [request], [output])
+            socket.send_fds(self.socket, [request], [output, *([image.other_end.fileno()] if image else [])])
             if answer := self.socket.recv(64):
                 return int(answer)
             raise ConnectionResetError(f"image {self.name} is gone")
@@ -112,37 +117,76 @@ class Image:
 
 # --- in the image's process ---
 
+shared = 0  # bytes that this process has of the image `shared`; 0 if there is none
+shared_modules: set[str] = set()  # what was loaded there
+
 
 def main() -> None:
-    """Load the app, then fork a process for each request; in that process, run its program."""
-    name, descriptor = sys.argv[1], int(sys.argv[2])
+    """Be the image that the command line names."""
+    run = _load(sys.argv[1], int(sys.argv[2]))
+    run()
+
+
+def _load(name: str, descriptor: int) -> Callable[[], object]:
+    """Load the app, then fork a process for each request. Returns in these: with what each is to run."""
     # The socket's C type: gevent's patching would make a socket of its own kind wait in a hub.
     supervisor = socket.SocketType(fileno=descriptor)
     os.environ.pop("BOILER_PROCESS")  # none of LocalProcfile's
     set_title(f"image ({name})")
     if name == "web" and get("WEB_WORKER_CLASS") == "gevent":
-        from gevent import monkey  # noqa: PLC0415 (never in the other image)
-
-        monkey.patch_all()
-    app = import_module("config.image")
+        _patch()
     gc.disable()  # all that is loaded stays
-    app.load(name)
+    renew = _load_shared() if name == "shared" else _load_app(name)
     if count := len(os.listdir("/proc/self/task")) - 1:  # noqa: PTH208
-        sys.exit(f"the app has started {count} threads while it was loaded, so it can't be forked")
+        what = "SHARED_IMPORTS" if name == "shared" else "the app"
+        sys.exit(f"{what} has started {count} threads while it was loaded, so it can't be forked")
     gc.enable()
     gc.freeze()  # a collection would write to all that is shared
     supervisor.send(b"ready")
-    run = _serve(supervisor, app.renew)
-    run()
+    return _serve(supervisor, renew)
+
+
+def _load_app(name: str) -> Callable[[], None]:
+    app = import_module("config.image")
+    app.load(name)
+    return app.renew
+
+
+def _load_shared() -> Callable[[], None]:
+    global shared  # noqa: PLW0603 (of this process and all that are forked from it)
+    before = set(sys.modules)
+    for module in get("SHARED_IMPORTS"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            sys.exit(f"SHARED_IMPORTS: {error}: correct it or take {module} off the list")
+    loaded = sys.modules.keys() - before
+    # Those of the standard library are gevent's to see to.
+    shared_modules.update(name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names)
+    shared = resident(os.getpid())
+    return lambda: None
+
+
+def _patch() -> None:
+    """Let gevent replace what blocks. Exits where a shared module holds on to what was there before."""
+    from gevent import monkey  # noqa: PLC0415 (never in the image `jobs`)
+
+    monkey.patch_all()
+    replaced = {id(original) for items in monkey.saved.values() for original in items.values() if callable(original)}
+    for name in sorted(shared_modules):
+        for attribute, value in list(vars(sys.modules[name]).items()):
+            if id(value) in replaced:
+                module = name.partition(".")[0]
+                sys.exit(f"SHARED_IMPORTS: {name} uses {attribute}, which gevent replaces: take {module} off the list")
 
 
 def _serve(supervisor: socket.socket, renew: Callable[[], None]) -> Callable[[], object]:
     """Answer requests until the supervisor is gone. Returns in the forked processes: with what each is to run."""
     while True:
-        data, ancillary, _, _ = supervisor.recvmsg(LONGEST, socket.CMSG_SPACE(array.array("i").itemsize))
+        data, ancillary, _, _ = supervisor.recvmsg(LONGEST, socket.CMSG_SPACE(2 * array.array("i").itemsize))
         if not data:
             os._exit(0)
-        (output,) = array.array("i", ancillary[0][2])
+        output, *ends = descriptors = array.array("i", ancillary[0][2])
         request = json.loads(data)
         reader, writer = os.pipe()
         between = fork()
@@ -153,16 +197,20 @@ def _serve(supervisor: socket.socket, renew: Callable[[], None]) -> Callable[[],
             for descriptor in (reader, writer):
                 os.close(descriptor)
             supervisor.close()
-            return _become(request["argv"], request["environ"], output, renew)
+            _become(request["argv"], request["environ"], output)
+            if request["image"]:
+                return _load(request["image"], *ends)
+            renew()
+            return _program(request["argv"])
         os.waitpid(between, 0)
-        for descriptor in (writer, output):
+        for descriptor in (writer, *descriptors):
             os.close(descriptor)
         supervisor.send(os.read(reader, 64))
         os.close(reader)
 
 
-def _become(argv: list[str], environ: dict[str, str], output: int, renew: Callable[[], None]) -> Callable[[], object]:
-    """Make this process what subprocess.Popen would have made; returns what runs the program."""
+def _become(argv: list[str], environ: dict[str, str], output: int) -> None:
+    """Make this process what subprocess.Popen would have made."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
@@ -173,7 +221,10 @@ def _become(argv: list[str], environ: dict[str, str], output: int, renew: Callab
     os.environ.update(environ)
     setproctitle(" ".join(argv))  # the image's own would stay with programs that set none
     random.seed()
-    renew()
+
+
+def _program(argv: list[str]) -> Callable[[], object]:
+    """What runs a Python program as its interpreter would."""
     if Path(argv[0]).name.startswith("python"):
         argv = argv[1:]
         sys.path[0] = str(Path(argv[0]).parent)

@@ -45,7 +45,8 @@ class Inner:
     kind: Kind = Kind.PROCESS
     argv: list[str] | None = None
     pass_fds: tuple[int, ...] = ()
-    image: Image | None = None  # what it is forked from, or what this is the process of
+    image: Image | None = None  # what this is the process of
+    source: Image | None = None  # what it is forked from
     state: State = State.STARTING
     pid: int | None = None
     returncode: int | None = None  # of a main process that is dead while others of its group live
@@ -79,16 +80,17 @@ class Inner:
         finally:
             os.close(writer)
         self.state, self.started_at = State.RUNNING, now
-        if self.kind is Kind.IMAGE and self.image:
+        if self.image:
             self.image.pid = self.pid
         return reader
 
     def _fork(self, output: int) -> int | None:
-        """The pid of the process if its image could fork it."""
-        if self.kind is Kind.IMAGE or not self.image or self.image.state is not image.State.READY:
+        """The pid of the process if the image that it is forked from could do so."""
+        if not self.source or self.source.state is not image.State.READY:
             return None
+        argv = [] if self.image else self.entry.argv(self.environ)
         with suppress(OSError):
-            return self.image.fork(self.entry.argv(self.environ), self._environ(), output)
+            return self.source.fork(argv, self._environ(), output, self.image)
         return None
 
     def _spawn(self, output: int) -> int:
@@ -124,7 +126,7 @@ class Inner:
         self.signal(signal.SIGKILL, whole_group=True)
         if self._popen is not None:
             self._popen.returncode = returncode  # the supervisor has reaped it
-        if self.kind is Kind.IMAGE and self.image:
+        if self.image:
             self.image.state = image.State.GONE
         self.pid, self.returncode, self.steps = None, None, []
         if self.state is State.STOPPING or self.kind in (Kind.ONCE, Kind.IMAGE):

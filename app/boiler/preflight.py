@@ -6,6 +6,7 @@ import errno
 import re
 import socket
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import procfile, settings
@@ -71,6 +72,10 @@ def wrong_settings(environ: Mapping[str, str]) -> list[str]:
             wrong.append(str(error))
     if wrong:
         return wrong
+    tops = {name.partition(".")[0] for name in settings.get("SHARED_IMPORTS", environ)}
+    for top in sorted(tops):
+        if not find_spec(top):
+            wrong.append(f"SHARED_IMPORTS: there is no module {top}: correct it, or add it to the dependencies")
     for needed in (settings.secret_key, settings.database_url):
         try:
             needed(environ)

@@ -186,6 +186,12 @@ SETTINGS: dict[str, Setting] = {
             "DYNO_RUNS", "", "lines of LocalProcfile that `boil start` runs, with commas between; all if unset", _names
         ),
         Setting("BOILER_IMAGE", "1", "0 to start every process by itself instead of forking it from an image", _switch),
+        Setting(
+            "SHARED_IMPORTS",
+            "",
+            "modules that all images share: heavy libraries that only compute, with commas between",
+            _names,
+        ),
         Setting("BOILER_DIR", "", "private folder of the status socket; one in the temporary folder if unset"),
         Setting(
             "JOBS_STARTS",

@@ -43,6 +43,7 @@ class Machine:
     cpus: float
     connections: int = UNKNOWN_CONNECTIONS
     app: int = APP
+    shared: int = 0  # of `app`, what is in memory once
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ class Plan:
 
 def own(machine: Machine) -> int:
     """Bytes that one more process takes, the app's shared pages left out."""
-    return OWN + int(COPIED * machine.app)
+    return OWN + int(COPIED * (machine.app - machine.shared))
 
 
 def memory_for(machine: Machine, processes: int) -> int:
     """Bytes of a dyno with so many web workers and pool children together."""
-    return BOILER + INTERPRETERS * machine.app + (MAIN + processes) * own(machine)
+    interpreters = machine.shared + INTERPRETERS * (machine.app - machine.shared)
+    return BOILER + interpreters + (MAIN + processes) * own(machine)
 
 
 def pool_for(machine: Machine, web: int, children: int) -> int:
@@ -158,16 +160,19 @@ def _memory_file() -> Path:
     return settings.runtime_dir() / "measured"
 
 
-def remember(app: int, connections: int) -> None:
-    """Keep what `manage.py ready` has measured: bytes of a process with the app, connections of the database."""
+def remember(app: int, shared: int, connections: int) -> None:
+    """Keep what `manage.py ready` has measured: bytes of a process with the app, connections of the database.
+
+    `shared`: how many of the bytes are SHARED_IMPORTS'.
+    """
     with suppress(OSError):  # the folder is the boiler's: without one there is nobody to remember for
-        _memory_file().write_text(json.dumps({"app": app, "connections": connections}))
+        _memory_file().write_text(json.dumps({"app": app, "shared": shared, "connections": connections}))
 
 
 def recall() -> dict[str, int]:
     """What was measured at the last start; empty if nothing was."""
     try:
         found = json.loads(_memory_file().read_text())
-        return {name: int(found[name]) for name in ("app", "connections")}
+        return {name: int(found[name]) for name in ("app", "shared", "connections")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

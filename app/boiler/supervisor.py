@@ -26,7 +26,7 @@ class Supervisor:
     """Runs inner processes until it is told to stop or one of them keeps failing.
 
     `inners` are started in their order: the database is waited for until `database_ready` says so, an image, by
-    those that are forked from it, until it has loaded, a process of kind ONCE until it has ended. A RuntimeError from
+    what is forked from it, until it has loaded, a process of kind ONCE until it has ended. A RuntimeError from
     `database_ready` ends the dyno. `grace` is in seconds. `only` names the lines of LocalProcfile that were asked
     for, if not all. `parent_pipe` is a descriptor that reads as closed when the init process is gone; `note_groups`
     is told the process groups there are, at every change.
@@ -172,7 +172,7 @@ class Supervisor:
         self._next_check = None
         while self._to_start:
             inner = self._to_start[0]
-            if inner.kind is not Kind.IMAGE and inner.image and inner.image.state is image.State.LOADING:
+            if inner.source and inner.source.state is image.State.LOADING:
                 return
             if inner.state is State.STARTING:
                 self._start(inner, now)
@@ -188,7 +188,7 @@ class Supervisor:
             self.state = State.RUNNING
 
     def _await_image(self, inner: Inner) -> None:
-        if inner.kind is not Kind.IMAGE or not inner.image:
+        if not inner.image:
             return
         waited = inner.image
         waited.other_end.close()

@@ -77,7 +77,7 @@ LAYOUTS = {
 
 # An app whose imports weigh: objects that are there from the import on, as those of a big library are.
 BALLAST = """
-DATA = [[f"{number} {part}" for part in range(10)] for number in range({count})]
+DATA = [[f"{{number}} {{part}}" for part in range(10)] for number in range({count})]
 """
 BALLAST_BYTES = 740  # of one inner list, measured with CPython 3.13
 
@@ -99,10 +99,11 @@ def checkout(place: Path, layout: Layout, ballast: int) -> None:
             # Celery's own concurrency is the number of the host's cores.
             settings.write(PLAIN_SETTINGS.replace('CELERY_WORKER_CONCURRENCY = get("WORKER_CONCURRENCY")\n', ""))
     if ballast:
-        models = BALLAST.format(count=ballast * 1_000_000 // BALLAST_BYTES)
+        library = BALLAST.format(count=ballast * 1_000_000 // BALLAST_BYTES)
         (place / "app" / "ballast").mkdir()
         (place / "app" / "ballast" / "__init__.py").touch()
-        (place / "app" / "ballast" / "models.py").write_text(models)
+        (place / "app" / "ballast" / "library.py").write_text(library)
+        (place / "app" / "ballast" / "models.py").write_text("from . import library\n")
         with (config / "settings.py").open("a") as settings:
             settings.write('\nINSTALLED_APPS.append("ballast")\n')
     manage(place, "collectstatic", "--noinput")

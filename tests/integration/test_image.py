@@ -32,6 +32,7 @@ import json, os, random, signal, sys, time
 image = sys.modules.get("config.image")
 facts = {
     "loaded": image.LOADED if image else None,
+    "heavy": sys.modules["heavy"].PID if "heavy" in sys.modules else None,
     "argv": sys.argv,
     "process": os.environ.get("BOILER_PROCESS"),
     "environ": sorted(os.environ),
@@ -61,6 +62,9 @@ def showing(scratch: Scratch) -> Callable[..., Dyno]:
         (dyno.root / "app" / "config").mkdir(exist_ok=True)
         (dyno.root / "app" / "config" / "image.py").write_text(loads)
         (dyno.root / "app" / "shows.py").write_text(SHOWS)
+        (dyno.root / "app" / "heavy.py").write_text(
+            "import os, sys; PID = os.getpid(); assert 'config.image' not in sys.modules"
+        )
         return dyno.start()
 
     return make
@@ -101,6 +105,26 @@ def test_python_programs_are_forked_and_find_themselves_as_if_they_were_started(
     pids = dyno.pids()
     assert dyno.stop(10) == 0
     assert not alive(pids)
+
+
+def test_a_shared_library_is_loaded_once_and_before_the_images(showing) -> None:
+    dyno = showing(SHARED_IMPORTS="heavy")
+    web, worker = facts(dyno, "web"), facts(dyno, "worker")
+    assert web["heavy"] == worker["heavy"] == images(dyno)[0]
+    assert web["loaded"] == worker["loaded"] == ["jobs", "renewed"]
+    assert web["parent"] == dyno.status()["boiler"]["pid"]
+    pids = dyno.pids()
+    assert dyno.stop(10) == 0
+    assert not alive(pids)
+
+
+def test_without_the_image_of_shared_libraries_all_goes_on(showing) -> None:
+    dyno = showing(SHARED_IMPORTS="heavy")
+    before = facts(dyno, "worker")
+    os.kill(images(dyno)[0], signal.SIGKILL)
+    wait_for(lambda: len(images(dyno)) == 1, "it is gone")
+    os.kill(dyno.inner("worker")["pid"], signal.SIGKILL)
+    assert facts(dyno, "worker")["heavy"] == before["heavy"]
 
 
 def test_one_setting_starts_every_process_by_itself(showing) -> None:

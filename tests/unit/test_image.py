@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from boiler.image import name_for
+from boiler.image import APP, name_for
 
 ENVIRON = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}
 
@@ -33,3 +34,22 @@ def test_programs_of_this_python_are_forked_but_for_a_worker_that_gevent_must_pa
     command: str, image: str | None
 ) -> None:
     assert name_for(command.split(), ENVIRON) == image
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [
+        ("from time import sleep", "library uses sleep, which gevent replaces"),
+        ("import time, threading, ssl, random", ""),
+    ],
+)
+def test_a_shared_library_that_holds_on_to_what_gevent_replaces_is_refused(
+    tmp_path: Path, code: str, refused: str
+) -> None:
+    (tmp_path / "library.py").write_text(code)
+    program = "from boiler import image; image._load_shared(); image._patch()"
+    environ = {**os.environ, "PYTHONPATH": f"{APP}{os.pathsep}{tmp_path}", "SHARED_IMPORTS": "library"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == bool(refused)
+    assert refused in done.stderr
+    assert done.stderr.count("\n") <= 1, "one line"

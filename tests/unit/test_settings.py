@@ -89,3 +89,8 @@ def test_an_empty_setting_reaches_no_inner_process() -> None:
     cli.complete_environment(environ)
     assert environ.keys() >= {"MY_OWN"}
     assert not environ.keys() & {"WEB_CONCURRENCY", "PORT"}
+
+
+def test_a_shared_import_that_is_not_there_is_named() -> None:
+    (line,) = preflight.wrong_settings({**KEY, "SHARED_IMPORTS": "json, nosuch.thing"})
+    assert line == "SHARED_IMPORTS: there is no module nosuch: correct it, or add it to the dependencies"

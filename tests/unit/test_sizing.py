@@ -73,7 +73,7 @@ def test_the_platforms_word_counts_where_it_is_less(monkeypatch: pytest.MonkeyPa
 def test_what_a_start_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BOILER_DIR", str(tmp_path))
     assert sizing.recall() == {}
-    sizing.remember(300 * MB, 40)
-    assert sizing.recall() == {"app": 300 * MB, "connections": 40}
+    sizing.remember(300 * MB, 100 * MB, 40)
+    assert sizing.recall() == {"app": 300 * MB, "shared": 100 * MB, "connections": 40}
     (tmp_path / "measured").write_text('{"app": ')
     assert sizing.recall() == {}

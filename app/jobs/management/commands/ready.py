@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 
-from boiler import processes
+from boiler import image, processes
 from boiler.settings import get
 from boiler.sizing import remember
 
@@ -41,7 +41,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, database_only: bool, **_options: Any) -> None:
         self._wait_for_database(get("DATABASE_WAIT"))
-        remember(processes.resident(os.getpid()), connection_limit())
+        remember(processes.resident(os.getpid()), image.shared, connection_limit())
         if not database_only:
             self._check_migrations()
 
