@@ -17,6 +17,7 @@ supervisor does that.
 
 from __future__ import annotations
 
+import _thread
 import array
 import gc
 import json
@@ -28,6 +29,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -43,6 +45,9 @@ from .settings import get
 from .titles import set_title
 
 APP = Path(__file__).resolve().parents[1]
+# Made before gevent's patching, they let one greenlet see what is another's, or hold up all.
+BLOCKING = (_thread._local, socket.socket)
+LOCK, RLOCK = type(threading.Lock()), type(threading.RLock())  # before gevent puts its own there
 LONGEST = 1 << 20  # bytes of a request: the command and the environment
 ANSWER_WAIT = 5.0  # seconds that a fork may take; 2-10 ms is usual
 
@@ -168,16 +173,27 @@ def _load_shared() -> Callable[[], None]:
 
 
 def _patch() -> None:
-    """Let gevent replace what blocks. Exits where a shared module holds on to what was there before."""
+    """Let gevent replace what blocks, in the shared modules too. Exits where one of them can't be mended."""
     from gevent import monkey  # noqa: PLC0415 (never in the image `jobs`)
 
     monkey.patch_all()
-    replaced = {id(original) for items in monkey.saved.values() for original in items.values() if callable(original)}
+    replaced = {
+        id(original): getattr(sys.modules[module], name)
+        for module, originals in monkey.saved.items()
+        for name, original in originals.items()
+        if callable(original) and hasattr(sys.modules[module], name)
+    }
     for name in sorted(shared_modules):
         for attribute, value in list(vars(sys.modules[name]).items()):
-            if id(value) in replaced:
+            if id(value) in replaced:  # as after `from time import sleep`
+                setattr(sys.modules[name], attribute, replaced[id(value)])
+            elif isinstance(value, LOCK):
+                setattr(sys.modules[name], attribute, threading.Lock())
+            elif isinstance(value, RLOCK):
+                setattr(sys.modules[name], attribute, threading.RLock())
+            elif isinstance(value, BLOCKING) or (isinstance(value, type) and issubclass(value, BLOCKING)):
                 module = name.partition(".")[0]
-                sys.exit(f"SHARED_IMPORTS: {name} uses {attribute}, which gevent replaces: take {module} off the list")
+                sys.exit(f"SHARED_IMPORTS: {name}.{attribute} would block gevent: take {module} off the list")
 
 
 def _serve(supervisor: socket.socket, renew: Callable[[], None]) -> Callable[[], object]:

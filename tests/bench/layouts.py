@@ -21,8 +21,8 @@ from tests.soak import KEY, PLAIN_CELERY, PLAIN_SETTINGS, manage
 
 WEB = "web: gunicorn --chdir app -k gevent --bind 127.0.0.1:$PORT config.wsgi\n"
 WORKER = "worker: celery --workdir app --app config worker -B --loglevel INFO\n"
-SYNC = (
-    "web: gunicorn --chdir app --workers 2 --bind 127.0.0.1:$PORT config.wsgi\n"
+SPLIT = (
+    "web: gunicorn --chdir app --workers 2 {options}--bind 127.0.0.1:$PORT config.wsgi\n"
     "worker: celery --workdir app --app config worker --loglevel INFO\n"
     "beat: celery --workdir app --app config beat --loglevel INFO\n"
 )
@@ -63,7 +63,18 @@ LAYOUTS = {
         Layout("boiler", "this repository, on PostgreSQL alone", (BOILER,), "pgmq", plain=False),
         Layout("boiler-redis", "this repository, with Redis for the queue", (BOILER,), plain=False),
         Layout("seed", "gunicorn -k gevent, celery worker -B, under honcho, Redis", (HONCHO,), procfile=WEB + WORKER),
-        Layout("sync", "two sync gunicorn workers, celery worker, beat, under honcho, Redis", (HONCHO,), procfile=SYNC),
+        Layout(
+            "set",
+            "two gevent gunicorn workers, celery worker, beat, under honcho, Redis",
+            (HONCHO,),
+            procfile=SPLIT.format(options="-k gevent "),
+        ),
+        Layout(
+            "sync",
+            "two sync gunicorn workers, celery worker, beat, under honcho, Redis",
+            (HONCHO,),
+            procfile=SPLIT.format(options=""),
+        ),
         Layout(
             "two-dynos",
             "the seed's web and worker in a dyno each, Redis",

@@ -39,15 +39,20 @@ def test_programs_of_this_python_are_forked_but_for_a_worker_that_gevent_must_pa
 @pytest.mark.parametrize(
     ("code", "refused"),
     [
-        ("from time import sleep", "library uses sleep, which gevent replaces"),
-        ("import time, threading, ssl, random", ""),
+        ("import threading; HERE = threading.local()", "library.HERE would block gevent"),
+        ("import threading\nclass Here(threading.local): pass", "library.Here would block gevent"),
+        ("import ssl, threading\nfrom time import sleep\nlock, again = threading.Lock(), threading.RLock()", ""),
     ],
 )
-def test_a_shared_library_that_holds_on_to_what_gevent_replaces_is_refused(
-    tmp_path: Path, code: str, refused: str
-) -> None:
+def test_a_shared_library_gets_what_gevent_replaces_or_is_refused(tmp_path: Path, code: str, refused: str) -> None:
     (tmp_path / "library.py").write_text(code)
     program = "from boiler import image; image._load_shared(); image._patch()"
+    if not refused:
+        program += """
+import library, threading, time
+assert library.sleep is time.sleep
+assert (type(library.lock), type(library.again)) == (type(threading.Lock()), type(threading.RLock()))
+"""
     environ = {**os.environ, "PYTHONPATH": f"{APP}{os.pathsep}{tmp_path}", "SHARED_IMPORTS": "library"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode != 0) == bool(refused)
