@@ -21,7 +21,18 @@ from tests.wait import wait_for
 
 APP = ROOT / "app"
 TASKS = "tests.jobs_tasks"
-WORKER = ("-m", "celery", "--workdir", str(APP), "--app", "config", "worker", "--without-gossip", "--without-mingle")
+WORKER = (
+    "-m",
+    "celery",
+    "--workdir",
+    str(APP),
+    "--app",
+    "config",
+    "worker",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+)
 BEAT = ("-m", "celery", "--workdir", str(APP), "--app", "config", "beat")
 WEB = ("-m", "gunicorn", "--config", str(APP / "config" / "gunicorn.py"))
 
