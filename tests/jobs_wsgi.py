@@ -7,7 +7,7 @@ import os
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import connection
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
 settings.ROOT_URLCONF = __name__
@@ -36,4 +36,19 @@ def publish(request: HttpRequest) -> HttpResponse:
     return HttpResponse("sent")
 
 
-urlpatterns = [path("sleep/<int:milliseconds>", sleep), path("publish", publish)]
+def hold(request: HttpRequest, milliseconds: int) -> JsonResponse:
+    """Keep a transaction open, here or, if a `file` is named, in so many jobs that write there."""
+    from tests import jobs_tasks  # noqa: PLC0415 (as above)
+
+    if "file" not in request.GET:
+        return JsonResponse(jobs_tasks.hold_transaction(milliseconds))
+    for _ in range(int(request.GET["jobs"])):
+        jobs_tasks.hold.delay(request.GET["file"], milliseconds)
+    return JsonResponse({})
+
+
+urlpatterns = [
+    path("sleep/<int:milliseconds>", sleep),
+    path("publish", publish),
+    path("hold/<int:milliseconds>", hold),
+]

@@ -42,16 +42,12 @@ import amqp
 import psycopg
 import redis
 
-APP = Path(__file__).resolve().parents[1] / "app"
-if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
-    sys.path.insert(0, str(APP))
-
-from boiler.postgres import Embedded  # noqa: E402
-from boiler.settings import ROOT, SETTINGS  # noqa: E402
-from tests import servers  # noqa: E402
-from tests.dyno import SIZES, Dyno  # noqa: E402
-from tests.platform import Ending, Stop  # noqa: E402
-from tests.wait import wait_for  # noqa: E402
+from boiler.postgres import Embedded
+from boiler.settings import ROOT, SETTINGS
+from tests import servers
+from tests.dyno import SIZES, Dyno
+from tests.platform import Ending, Stop
+from tests.wait import wait_for
 
 POOLS = ("prefork", "threads", "gevent")
 BROKERS = ("pgmq", "redis", "rabbitmq")

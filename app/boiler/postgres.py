@@ -26,12 +26,17 @@ OPTIONS = {
     "unix_socket_permissions": "0700",
     "shared_buffers": "32MB",
     "max_connections": "40",
+    "superuser_reserved_connections": "3",
     "io_method": "sync",
     "max_logical_replication_workers": "0",
     "log_min_messages": "fatal",
     "log_checkpoints": "off",
     "log_line_prefix": "",
 }
+
+
+# What is left for the app, whose role is no superuser's.
+CONNECTIONS = int(OPTIONS["max_connections"]) - int(OPTIONS["superuser_reserved_connections"])
 
 
 class EmbeddedError(RuntimeError):

@@ -279,7 +279,19 @@ def database_url(environ: Mapping[str, str] | None = None) -> str:
     if url := get("DATABASE_URL", environ):
         return url
     embedded_dir(environ)
+    return _embedded_url(environ)
+
+
+def _embedded_url(environ: Mapping[str, str] | None) -> str:
     return f"postgresql://dyno@{quote(str(runtime_dir(environ)), safe='')}/dyno"
+
+
+def is_embedded(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the database is the embedded PostgreSQL; the boiler tells inner processes so by its address."""
+    url = (os.environ if environ is None else environ).get(
+        "DATABASE_URL", ""
+    )  # a wrong one is for others to complain of
+    return url in ("", _embedded_url(environ))
 
 
 def broker(environ: Mapping[str, str] | None = None) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from . import cgroup, settings
+from . import cgroup, postgres, settings
 from .units import MB, as_size
 
 # What a process takes, in bytes; measured with the demo under full load (docs/performance.md).
@@ -138,9 +138,13 @@ PLANNED = frozenset(plan(Machine(512 * MB, 1)).values)
 
 @cache
 def here(dyno_ram: int = 0) -> Machine:
-    """This machine: the limits of the container, what the platform says (in MB), what the last start measured."""
+    """This machine: the limits of the container, what the platform says (in MB), what the last start measured.
+
+    How many connections the embedded PostgreSQL has is known without a start.
+    """
     limits = [limit for limit in (cgroup.memory_limit(), dyno_ram * MB, _physical_memory()) if limit]
-    return replace(Machine(min(limits), min(cgroup.cpu_limit() or math.inf, _cpus())), **recall())
+    known = recall() | ({"connections": postgres.CONNECTIONS} if settings.is_embedded() else {})
+    return replace(Machine(min(limits), min(cgroup.cpu_limit() or math.inf, _cpus())), **known)
 
 
 def _physical_memory() -> int:

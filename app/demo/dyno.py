@@ -64,22 +64,29 @@ def _process(process: dict[str, Any]) -> dict[str, Any]:
         "uptime": int(process["uptime"]) if alive else None,
         "memory": process["memory"] if alive else None,
         "children": [
-            {"pid": child["pid"], "title": _title(child["title"], process["name"]), "memory": child["memory"]}
+            {"pid": child["pid"], "title": _title(child["title"], process), "memory": child["memory"]}
             for child in process["children"]
+            if child["title"].strip()  # one that has ended and is not yet fetched has none
         ],
     }
 
 
 def _what(command: str) -> str:
     """What a command is, told from its program's name alone: `celery worker, cooks the jobs`."""
-    words = [word for word in command.split() if "=" not in word]
-    program = Path(words[0]).name if words else "?"
+    program = _program(command)
     if program == "celery":
-        program = next((f"celery {part}" for part in ("worker", "beat") if part in words), program)
+        program = next((f"celery {part}" for part in ("worker", "beat") if part in command.split()), program)
     return ABOUT.get(program, program)
 
 
-def _title(title: str, name: str) -> str:
-    """`gunicorn worker` of `web: gunicorn worker`; of a command line, the program's name alone."""
-    own = title.removeprefix(f"{name}: ")
-    return own if own != title else Path((title.split() or ["?"])[0]).name
+def _program(command: str) -> str:
+    """A command's program, without its folder; settings may stand before it."""
+    return next((Path(word).name for word in command.split() if "=" not in word), "?")
+
+
+def _title(title: str, process: dict[str, Any]) -> str:
+    """`worker` of `web: gunicorn worker`, a child of gunicorn's; of a command line, the program's name alone."""
+    own = title.removeprefix(f"{process['name']}: ")
+    if own == title:
+        return Path(title.split(maxsplit=1)[0]).name
+    return own.removeprefix(f"{_program(process['command'])} ")

@@ -40,6 +40,7 @@ def inspect(*, visit: bool) -> dict[str, Any]:
     document = {
         "dyno": dyno(),
         "port": get("PORT"),
+        "headers": dict(Site.inside().headers),
         "settings": django_settings(),
         "fingerprint": key_fingerprint(settings.SECRET_KEY),
         "database": database(),

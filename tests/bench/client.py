@@ -11,7 +11,7 @@ import math
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -95,14 +95,15 @@ class _Stream(asyncio.Protocol):
 
 
 class Client:
-    """Requests to one server, over one connection as long as the server keeps it."""
+    """Requests to one server, over one connection as long as the server keeps it; `headers` go with each."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._secure else 80)
-        self._head = f"Host: {parts.netloc}\r\nConnection: keep-alive\r\n"
+        fields = {"Host": parts.netloc, "Connection": "keep-alive", **(headers or {})}
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self._stream: _Stream | None = None
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> Answer:
@@ -130,6 +131,7 @@ async def load(
     path: str,
     body: bytes = b"",
     *,
+    headers: Mapping[str, str] | None = None,
     connections: int,
     seconds: float,
     pause: float = 0.0,
@@ -143,7 +145,7 @@ async def load(
     began = time.perf_counter()
 
     async def one() -> None:
-        client = Client(url)
+        client = Client(url, headers)
         while (sent := time.perf_counter()) < began + seconds:
             try:
                 answer = await client.ask(method, path, body)

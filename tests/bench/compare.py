@@ -32,19 +32,15 @@ import redis
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-APP = Path(__file__).resolve().parents[2] / "app"
-if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
-    sys.path.insert(0, str(APP))
-
-from boiler.postgres import Embedded  # noqa: E402
-from boiler.settings import ROOT  # noqa: E402
-from tests import servers  # noqa: E402
-from tests.bench.chart import draw  # noqa: E402
-from tests.bench.layouts import LAYOUTS, Layout, checkout, environ_of, start  # noqa: E402
-from tests.bench.measure import Lengths, Run  # noqa: E402
-from tests.dyno import free_port  # noqa: E402
-from tests.platform import Limits  # noqa: E402
-from tests.soak import manage  # noqa: E402
+from boiler.postgres import Embedded
+from boiler.settings import ROOT
+from tests import servers
+from tests.bench.chart import draw
+from tests.bench.layouts import LAYOUTS, Layout, checkout, environ_of, start
+from tests.bench.measure import Lengths, Run
+from tests.dyno import free_port
+from tests.platform import Limits
+from tests.soak import manage
 
 BASELINE = "seed"
 # Figure: what it is called in the table, and how many digits it gets behind the point.

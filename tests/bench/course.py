@@ -1,4 +1,4 @@
-"""`make bench`: the course of the page's mini benchmark from the command line, against any address.
+"""`make bench`: the course of the page's mini benchmark from the command line, against any target.
 
 The target says what the course is and when the next one may begin. What becomes of jobs is the database's word: they
 are asked for by their ids when a stage is over.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs.visit import Site
 from tests.bench.client import Client, Sample, load, percentile
+from tests.verify.backends import UnreachableError
+from tests.verify.target import visited
 
 MOST_IDS = 300  # jobs in one question
 TITLES = {"hello": "Hello requests", "io": "Jobs that wait", "cpu": "Jobs that compute", "storm": "Storm of AJAX calls"}
@@ -66,12 +70,13 @@ def judge(jobs: list[dict[str, Any]]) -> Outcome:
 
 
 class Course:
-    """One run of the course against `url`; `advance` is called with each stage's name and its share that is over."""
+    """One run of the course against `site`; `advance` is called with each stage's name and its share that is over."""
 
-    def __init__(self, url: str, advance: Callable[[str, float], None]) -> None:
-        self._url = url.rstrip("/")
+    def __init__(self, site: Site, advance: Callable[[str, float], None]) -> None:
+        self._url = site.url.rstrip("/")
+        self._headers = site.headers
         self._base = urlsplit(self._url).path
-        self._client = Client(self._url)
+        self._client = Client(self._url, self._headers)
         self._advance = advance
         self.figures: dict[str, dict[str, Any]] = {}
 
@@ -96,7 +101,9 @@ class Course:
     async def _hello(self, stage: dict[str, Any], over: Any) -> dict[str, Any]:
         over.close()
         path = self._base + stage["path"]
-        sample = await load(self._url, "GET", path, connections=self._connections, seconds=self._seconds)
+        sample = await load(
+            self._url, "GET", path, headers=self._headers, connections=self._connections, seconds=self._seconds
+        )
         return {"requests_per_s": sample.rate, **self._latencies(sample)}
 
     async def _jobs(self, stage: dict[str, Any], over: Any) -> dict[str, Any]:
@@ -114,6 +121,7 @@ class Course:
                 "POST",
                 f"{self._base}/jobs",
                 json.dumps(stage["order"]).encode(),
+                headers=self._headers,
                 connections=self._connections,
                 seconds=stage["sends"],
                 answered=lambda answer: ids.extend(json.loads(answer[1]).get("ids", [])),
@@ -184,12 +192,14 @@ def three(figures: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Run the course and print, and write, what came out."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.course", description=__doc__.split("\n")[0])
-    parser.add_argument("url", help="like http://127.0.0.1:5000")
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="FOLDER", help="default: bench")
     arguments = parser.parse_args(argv)
-    if urlsplit(arguments.url).scheme not in ("http", "https"):
-        parser.error(f"{arguments.url}: must begin with http:// or https://")
     console = Console(stderr=True)
+    try:
+        site = visited(os.environ, lambda line: console.print(f"bench: {line}", highlight=False))
+    except UnreachableError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
@@ -199,24 +209,24 @@ def main(argv: list[str]) -> int:
                 bars[name] = progress.add_task(TITLES.get(name, name), total=1.0)
             progress.update(bars[name], completed=share)
 
-        course = Course(arguments.url, advance)
+        course = Course(site, advance)
         try:
             asyncio.run(course.run())
         except TargetError as error:
             fault = str(error)
         except OSError as error:
-            fault = f"{arguments.url}: {error or 'no answer'}: start the dyno (`make run`), or give another URL="
+            fault = f"{site.url}: {error or 'no answer'}: start the dyno (`make run`), or give another URL="
         else:
             fault = ""
     if fault:
         print(f"bench: {fault}", file=sys.stderr)
         return 1
-    table = Table(title=f"Double Boiler at {arguments.url}", show_header=False, title_justify="left")
+    table = Table(title=f"Double Boiler at {site.url}", show_header=False, title_justify="left")
     for row in rows(course.figures):
         table.add_row(*row)
     Console().print(table)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    made = {"url": arguments.url, "at": datetime.now().astimezone().isoformat(timespec="seconds")}
+    made = {"url": site.url, "at": datetime.now().astimezone().isoformat(timespec="seconds")}
     (arguments.output / "course.json").write_text(json.dumps({**made, **course.figures}, indent=2) + "\n")
     console.print(f"written: {arguments.output / 'course.json'}", highlight=False)
     return 0

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import tempfile
 import threading
 from pathlib import Path
 
-APP = Path(__file__).parents[2] / "app"
-if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
-    sys.path.insert(0, str(APP))
-
-from boiler.postgres import Embedded  # noqa: E402
-from tests.heroku.api import Double  # noqa: E402
+from boiler.postgres import Embedded
+from tests.heroku.api import Double
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from boiler.settings import ROOT
 from tests.dyno import Dyno, free_port
 from tests.needs import needs
 from tests.servers import Redis
+from tests.verify import target
+from tests.verify.backends import UnreachableError
 from tests.wait import wait_for
 
 
@@ -39,14 +41,35 @@ def test_the_courses_numbers_are_those_of_the_database(dyno: Dyno, database_url:
     assert "Traceback" not in again.stderr
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://127.0.0.1"])
-def test_a_target_that_is_not_there_is_told_in_one_line(url: str) -> None:
-    done = make("bench", f"URL={url}")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("URL=http://127.0.0.1:1", "give another URL="),
+        ("PORT=1", "http://127.0.0.1:1: "),
+        ("URL=ftp://127.0.0.1", "URL=ftp://127.0.0.1 is no address: write https://HOST"),
+        ("TARGET=docker", "TARGET=docker needs APP: the container's name"),
+        ("TARGET=mars", "there is no TARGET=mars: take one of local, docker, "),
+        ("TARGET=docker APP=nosuch", "docker://nosuch: `app/boil inspect` failed"),
+    ],
+)
+def test_a_target_that_is_not_there_is_told_in_one_line(words: str, reason: str) -> None:
+    done = make("bench", *words.split())
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert any(
-        (url in line and "must begin" in line) or "give another URL=" in line for line in done.stderr.splitlines()
-    )
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("bench: ") and "asking" not in line)
+    assert reason in line
+
+
+def test_a_platform_is_benchmarked_where_its_visitors_get_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(host: str, *, https: bool) -> str:
+        found = {"headers": {"Host": host}, "settings": {"https": https}}
+        monkeypatch.setattr(target, "inspect", lambda *_: found)
+        return target.visited({"TARGET": "heroku", "APP": "shop"}, lambda _: None).url
+
+    assert address("shop.example", https=True) == "https://shop.example"
+    assert address("shop.example", https=False) == "http://shop.example"
+    with pytest.raises(UnreachableError, match="DJANGO_ALLOWED_HOSTS names no host that leads there: give URL="):
+        address("localhost", https=True)
 
 
 @pytest.mark.timeout(400)

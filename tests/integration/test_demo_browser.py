@@ -140,6 +140,8 @@ def test_the_page_is_used_by_keyboard_alone_and_without_javascript(visit: Open):
         expect(newest(page)).to_contain_text("cpu 100 ms")
         expect(newest(page)).to_contain_text("done", timeout=20_000)
     with visit(java_script_enabled=False) as page:
+        for needs_the_script in ("#live", "#hold", "#rain", "#pass", "#charts", "#bench"):
+            expect(page.locator(needs_the_script)).to_be_hidden()
         cook(page, "io", "0.1")
         expect(newest(page)).to_contain_text("io 100 ms")
 
@@ -159,6 +161,18 @@ def test_the_page_fits_a_phone_in_light_and_dark(visit: Open):
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             brightness = sum(map(int, re.findall(r"\d+", background)[:3]))
             assert (brightness < 200) == (scheme == "dark")
+
+
+SHIFTS = """() => new Promise((resolve) => new PerformanceObserver((list) => {
+  resolve(list.getEntries().reduce((sum, entry) => sum + entry.value, 0));
+}).observe({ type: "layout-shift", buffered: true }) || setTimeout(resolve, 500, 0))"""
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 800}, PHONE], ids=str)
+def test_nothing_jumps_while_the_page_comes_to_life(visit: Open, viewport: dict[str, int]):
+    with visit(viewport=viewport) as page:
+        expect(page.locator("#chart-memory path").first).to_have_attribute("d", re.compile("M.+L"))
+        assert page.evaluate(SHIFTS) < 0.1  # what web.dev calls good; the script's parts coming late made 0.6
 
 
 def rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
@@ -217,6 +231,25 @@ def test_a_killed_pool_child_is_seen_dying_and_its_successor_coming(visit: Open,
         expect(page.locator("#processes > li[data-name=worker] .new")).to_have_count(1, timeout=20_000)
         expect(children.filter(has_text=str(victim))).to_have_count(0, timeout=20_000)
         expect(children).to_have_count(2)
+
+
+PICTURE = """async () => {
+  const { Line } = await import(document.querySelector('script').src.replace('page.js', 'line.js'));
+  window.line = new Line(document.getElementById('line'));
+  line.setPots([77]);
+  line.running(1, 'sleep', 77);
+}"""
+
+
+def test_a_job_whose_process_died_is_pictured_waiting_and_then_done(visit: Open):
+    with visit() as page:
+        page.evaluate(PICTURE)
+        wait_for(lambda: page.evaluate("line.setPots([]); line.pots.size") == 0, "the pot is gone")
+        page.evaluate("line.running(1, 'sleep', 77)")  # the database knows nothing of the death yet
+        page.wait_for_timeout(100)
+        assert page.evaluate("[line.drops.get(1).stage, line.pots.size]") == ["queued", 0]
+        page.evaluate("line.running(1, 'sleep', 78); line.ended(1, 'sleep', 'done', 78)")
+        wait_for(lambda: page.evaluate("line.served[0].y > line.bands.done"), "the drop lies with those that are done")
 
 
 def test_the_page_comes_back_to_life_with_its_dyno(visit: Open, dyno: Dyno):

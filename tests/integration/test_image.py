@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.docker import checkout
 from tests.dyno import Dyno, alive
+from tests.jobs import Diary, Queue
 from tests.wait import wait_for
 
 Scratch = Callable[..., Dyno]
@@ -198,6 +201,63 @@ def test_the_web_is_back_by_a_fork_and_requests_share_no_connection(dyno: Dyno, 
     assert len(set(ids)) == 300
     wait_for(lambda: dyno.get(f"/jobs/{max(ids)}")[1]["state"] == "done", "the jobs are done", 60)
     assert "Traceback" not in dyno.log()
+
+
+@pytest.fixture
+def holding(queue: Queue, tmp_path: Path) -> Iterator[Dyno]:
+    """A dyno of the app whose requests and jobs can hold a transaction open: tests/jobs_wsgi.py, jobs_tasks.py."""
+    root = tmp_path / "app"
+    checkout(root)
+    lines = (root / "LocalProcfile").read_text()
+    for before, after in (("config.wsgi", "tests.jobs_wsgi"), (" worker ", " worker --include tests.jobs_tasks ")):
+        assert before in lines
+        lines = lines.replace(before, after)
+    (root / "LocalProcfile").write_text(lines)
+    environ = {"DATABASE_URL": queue.url, "PYTHONPATH": str(root), "VIRTUAL_ENV": "1", "WORKER_CONCURRENCY": "3"}
+    dyno = Dyno(tmp_path / "dyno", environ, root)
+    yield dyno.start().wait_until_healthy()
+    dyno.kill()
+
+
+def hold_all(dyno: Dyno, diary: Diary) -> dict[str, set[int]]:
+    """Hold transactions open in many requests and jobs at once, and see that none shares its connection.
+
+    Returns the pids of the processes that had one: `web` and `worker`.
+    """
+    before = len(diary.entries("held"))
+    assert dyno.get(f"/hold/200?file={diary.file}&jobs=15")[0] == 200
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: dyno.get("/hold/200"), range(80)))
+    assert {status for status, _ in answers} == {200}
+    jobs = wait_for(lambda: len(diary.entries("held")) == before + 15 and diary.entries("held")[before:], "15 jobs", 60)
+    held = {"web": [answer for _, answer in answers], "worker": jobs}
+    every = sorted([*held["web"], *held["worker"]], key=lambda one: datetime.fromisoformat(one["began"]))
+    assert all(one["alone"] for one in every)
+    ended: dict[int, datetime] = {}
+    owners: dict[int, set[int]] = {}
+    for one in every:
+        began = datetime.fromisoformat(one["began"])
+        assert ended.get(one["backend"], began) <= began, f"two at once on one connection: {one}"
+        ended[one["backend"]] = datetime.fromisoformat(one["ended"])
+        owners.setdefault(one["backend"], set()).add(one["pid"])
+    assert [pids for pids in owners.values() if len(pids) > 1] == []  # none is shared by two processes
+    return {name: {one["pid"] for one in found} for name, found in held.items()}
+
+
+def test_no_two_at_once_share_a_database_connection_also_after_another_fork(holding: Dyno, diary: Diary) -> None:
+    assert len(images(holding)) == 2
+    before = hold_all(holding, diary)
+    assert all(len(pids) > 1 for pids in before.values())
+    for name in ("web", "worker"):
+        os.kill(holding.inner(name)["pid"], signal.SIGKILL)
+        wait_for(lambda name=name: holding.inner(name)["restarts"] == 1, f"{name} was forked again")
+    wait_for(holding.is_healthy, "all is well again", 60)
+    after = hold_all(holding, diary)
+    assert all(len(pids) > 1 for pids in after.values())
+    assert not before["web"] & after["web"]
+    assert not before["worker"] & after["worker"]
+    assert "started by itself" not in holding.log()
+    assert "Traceback" not in holding.log()
 
 
 def test_gevent_is_in_the_web_and_nowhere_else(dyno: Dyno) -> None:

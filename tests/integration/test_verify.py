@@ -401,9 +401,14 @@ def test_a_broker_that_died(make: Callable[..., Dyno], queue: Queue) -> None:
 
 def test_stopped_celery_children(make: Callable[..., Dyno], queue: Queue) -> None:
     dyno = make(DATABASE_URL=queue.url).wait_until_healthy()
-    wait_for(lambda: len(dyno.inner("worker")["children"]) == 2, "the pool is complete")
-    for child in dyno.inner("worker")["children"]:
-        os.kill(child["pid"], signal.SIGSTOP)
+
+    def pool() -> list[int]:
+        children = dyno.inner("worker")["children"]
+        return [child["pid"] for child in children if "celery pool child" in child["title"]]
+
+    wait_for(lambda: len(pool()) == 2, "the pool is complete")
+    for pid in pool():
+        os.kill(pid, signal.SIGSTOP)
     found = findings(look_into(dyno))
     dyno.kill()
     assert found.keys() == {"no_process_is_stopped", "a_job_goes_round", "a_scheduled_job_runs"}

@@ -1,4 +1,7 @@
-"""`make verify` reaches its targets: a local dyno, a container, ssh, the platforms' clients, and HTTP alone."""
+"""`make verify` reaches its targets: a local dyno, a container, ssh, the platforms' clients, and HTTP alone.
+
+So do `make admin` and `make bench`, by the same ways.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from jobs.visit import Site
 from tests.docker import Container, checkout
 from tests.dyno import Dyno, free_port
 from tests.integration.clients import APP, Clients
+from tests.integration.test_admin import ROUTER, admin_page, credentials, make_admin
 from tests.needs import needs
+from tests.verify.target import visited
 from tests.wait import wait_for
 
 # No other test's, which may run on this machine now and show its own.
@@ -67,7 +72,7 @@ def clients(deployed: Dyno, tmp_path: Path) -> str:
     return Clients(tmp_path / "clients", deployed.root, config).write()
 
 
-@pytest.mark.parametrize(
+on_platforms = pytest.mark.parametrize(
     "variables",
     [
         {"TARGET": "heroku", "APP": APP},
@@ -76,10 +81,31 @@ def clients(deployed: Dyno, tmp_path: Path) -> str:
     ],
     ids=lambda variables: variables["TARGET"],
 )
+
+
+@on_platforms
 def test_a_platform_s_client_leads_into_the_dyno(clients: str, variables: dict[str, str]) -> None:
     done = verify(PATH=clients, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "21 passed" in done.stdout
+
+
+def gets_in(site: Site, **variables: str) -> str:
+    """Make an account twice: the password of the second time gets in, the first one's no more; returns it."""
+    _, first = credentials(make_admin(NAME="anna.b", **variables))
+    again = make_admin(NAME="anna.b", **variables)
+    name, second = credentials(again)
+    assert again.stdout.startswith("new password: name anna.b, ")
+    assert (again.stdout + again.stderr).count(second) == 1
+    assert "Parked jobs" not in admin_page(site, name, first)
+    assert "Parked jobs" in admin_page(site, name, second)
+    return second
+
+
+@on_platforms
+def test_a_platform_s_client_leads_to_an_account(clients: str, deployed: Dyno, variables: dict[str, str]) -> None:
+    password = gets_in(Site(deployed.url, headers=ROUTER), PATH=clients, **variables)
+    assert password not in deployed.log()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +141,28 @@ def test_a_target_that_can_t_be_reached_is_one_line_and_no_pass(
     assert line.startswith("ERROR: verify: ")
     assert reason in line
     assert "passed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"TARGET": "heroku", "APP": "nosuch"}, "heroku://nosuch/web.1 can't be reached: ▸    Couldn't find that app."),
+        (
+            {"TARGET": "dokku", "APP": "nosuch", "HOST": "server.example"},
+            "dokku://dokku@server.example/nosuch can't be reached: !     App nosuch does not exist",
+        ),
+        ({"TARGET": "piku", "APP": APP, "HOST": "elsewhere.example"}, "Could not resolve hostname elsewhere.example"),
+        ({"TARGET": "dokku", "APP": APP, "HOST": "server.example", "NAME": "$(id)"}, "NAME=$(id): must be of letters"),
+        ({"TARGET": "docker", "APP": "nosuch"}, "docker://nosuch: no account made (exit code 1): "),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_no_account_is_made_where_the_way_is_wrong(clients: str, variables: dict[str, str], reason: str) -> None:
+    made = make_admin(PATH=clients, **variables)
+    assert (made.returncode, made.stdout) == (1, "")
+    (line,) = made.stderr.splitlines()
+    assert line.startswith("admin: ")
+    assert reason in line
 
 
 def test_a_platform_s_client_that_is_not_installed(tmp_path: Path) -> None:
@@ -164,10 +212,16 @@ def test_statusz_is_for_those_who_bear_the_token(deployed: Dyno) -> None:
         assert secret not in answer.body
 
 
-def test_ssh_leads_to_a_checkout_on_another_machine(deployed: Dyno, sshd: str) -> None:
-    done = verify(TARGET="ssh", HOST=f"{os.environ.get('USER') or 'root'}@127.0.0.1", APP=str(deployed.root), PATH=sshd)
+def test_ssh_leads_to_a_checkout_on_another_machine(deployed: Dyno, sshd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = f"{os.environ.get('USER') or 'root'}@127.0.0.1"
+    variables = {"TARGET": "ssh", "HOST": host, "APP": str(deployed.root), "PATH": sshd}
+    done = verify(**variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "21 passed" in done.stdout
+    monkeypatch.setenv("PATH", sshd)
+    site = visited(variables, print)
+    assert site.url == deployed.url
+    assert gets_in(site, **variables) not in deployed.log()
 
 
 @pytest.fixture
@@ -204,7 +258,7 @@ def sshd(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.timeout(900)  # the base image is made of Debian's packages, once
-def test_a_container_with_512_mb(app_image: str) -> None:
+def test_a_container_with_512_mb(app_image: str, tmp_path: Path) -> None:
     container = Container(app_image, environ={"DJANGO_SECRET_KEY": KEY, "STATUS_TOKEN": TOKEN}, memory="512m")
     try:
         url = f"http://{container.address}:5000"
@@ -215,6 +269,14 @@ def test_a_container_with_512_mb(app_image: str) -> None:
         memory = json.loads(container.run("app/boil", "inspect").splitlines()[-1])["memory"]
         assert memory["limit"] == 512 << 20
         print(f"{memory['used'] >> 20} MB of 512 MB")
+        gets_in(Site(url, headers=ROUTER), TARGET="docker", APP=container.name)
+        words = ["make", "bench", "TARGET=docker", f"APP={container.name}", f"BENCH=--output {tmp_path}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        figures = json.loads((tmp_path / "course.json").read_text())
+        assert figures["url"] == url
+        assert figures["hello"]["statuses"].keys() == {"200"}
+        assert figures["io"]["done"] == figures["io"]["sent"]
     finally:
         container.remove()
 

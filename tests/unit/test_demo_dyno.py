@@ -74,9 +74,8 @@ def test_the_status_is_shown_without_command_lines(client):
                 "uptime": 99,
                 "memory": 20,
                 "children": [
-                    {"pid": 4, "title": "gunicorn worker", "memory": 5},
+                    {"pid": 4, "title": "worker", "memory": 5},
                     {"pid": 5, "title": "helper", "memory": 6},
-                    {"pid": 6, "title": "?", "memory": 0},
                 ],
             },
             {

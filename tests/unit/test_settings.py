@@ -1,10 +1,11 @@
 """Settings from the environment."""
 
+import os
 import re
 
 import pytest
 
-from boiler import cli, preflight, settings
+from boiler import cli, preflight, settings, sizing
 from boiler.settings import ROOT, SETTINGS, SettingError
 
 KEY = {"DJANGO_SECRET_KEY": "0123456789" * 6}
@@ -33,6 +34,13 @@ def test_a_wrong_value_is_one_line_that_names_the_setting(name: str, value: str)
     assert found[0].startswith(name)
     assert "correct or unset it" in found[0]
     assert "secret@" not in found[0]
+
+
+def test_a_wrong_database_url_is_told_once_though_the_plan_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "nonsense")
+    sizing.here.cache_clear()
+    assert len(preflight.wrong_settings(os.environ)) == 1
+    sizing.here.cache_clear()
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -68,6 +69,21 @@ def test_a_size_that_is_none_is_refused(wrong: str, capsys: pytest.CaptureFixtur
 
 def test_the_platforms_word_counts_where_it_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizing.here(dyno_ram=256).memory == 256 * MB
+
+
+def test_the_embedded_database_is_known_before_the_first_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BOILER_DIR", str(tmp_path))
+    planned = {}
+    for where in ("", f"postgresql://dyno@{quote(str(tmp_path), safe='')}/dyno", "postgresql://dyno@elsewhere/dyno"):
+        monkeypatch.setenv("DATABASE_URL", where)  # the second is what the boiler gives its inner processes
+        sizing.here.cache_clear()
+        planned[where] = sizing.here().connections
+        assert cli.main(["plan", "--memory", "512m", "--cpus", "1"]) == 0
+        assert f"of {planned[where]} connections" in capsys.readouterr().out
+    sizing.here.cache_clear()
+    assert [*planned.values()] == [37, 37, 20]
 
 
 def test_what_a_start_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,14 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-APP = Path(__file__).resolve().parents[2] / "app"
-if str(APP) not in sys.path:  # pytest puts it there, `python -m` does not
-    sys.path.insert(0, str(APP))
-
-from tests.verify.backends import UnreachableError  # noqa: E402
-from tests.verify.target import chosen, reach  # noqa: E402
+from tests.verify.backends import UnreachableError
+from tests.verify.target import chosen, reach
 
 
 def make_account(environ: Mapping[str, str]) -> str:

@@ -58,10 +58,7 @@ def look_at(environ: Mapping[str, str], say: Callable[[str], None]) -> Seen:
 
     Raises UnreachableError with one line that says what is wrong and what to do.
     """
-    target = chosen(environ)
-    url = environ.get("URL", "")
-    if url and not re.fullmatch(r"https?://[^/\s]+.*", url):
-        raise UnreachableError(f"URL={url} is no address: write https://HOST")
+    target, url = chosen(environ), address(environ)
     page = environ.get("PAGE") or "/"
     if target == "url":
         return by_url(Site(url, environ.get("STATUS_TOKEN", ""), page=page), say)
@@ -85,6 +82,51 @@ def chosen(environ: Mapping[str, str]) -> str:
             meaning = APP_OF.get(target, MEANING[name]) if name == "APP" else MEANING[name]
             raise UnreachableError(f"TARGET={target} needs {name}: {meaning}")
     return target
+
+
+def address(environ: Mapping[str, str]) -> str:
+    """The variable URL; "" if it is not set. Raises UnreachableError if it is no address."""
+    url = environ.get("URL", "")
+    if url and not re.fullmatch(r"https?://[^/\s]+.*", url):
+        raise UnreachableError(f"URL={url} is no address: write https://HOST")
+    return url
+
+
+def visited(environ: Mapping[str, str], say: Callable[[str], None]) -> Site:
+    """Where a visitor gets to the target's web: URL, or what the target itself says.
+
+    A dyno here, in a container or on another machine is visited at its own port, with the headers that a router
+    would add. Raises UnreachableError.
+    """
+    target, url = chosen(environ), address(environ)
+    if url:
+        return Site(url)
+    if target == "local":
+        complete_environment(os.environ)
+        return Site.inside()
+    host, command = reach(target, environ)
+    name = host.backend.get_pytest_id()
+    say(f"asking {name} for its address: some 5 to 20 s")
+    inside = inspect(host, command)
+    if target in ("docker", "ssh"):
+        machine = container_address(environ["APP"]) if target == "docker" else server(environ["HOST"])
+        return Site(f"http://{machine}:{inside['port']}", headers=inside["headers"])
+    called = inside["headers"]["Host"]
+    if called in ("localhost", "127.0.0.1"):
+        raise UnreachableError(f"{name}: DJANGO_ALLOWED_HOSTS names no host that leads there: give URL=https://…")
+    return Site(f"{'https' if inside['settings']['https'] else 'http'}://{called}")
+
+
+def container_address(name: str) -> str:
+    """A container's address on Docker's network; this machine's if it has none of its own."""
+    form = "{{range .NetworkSettings.Networks}}{{println .IPAddress}}{{end}}"
+    done = testinfra.get_host("local://").run("docker inspect --format=%s %s", form, name)
+    return next(iter(done.stdout.split()), "127.0.0.1")
+
+
+def server(host: str) -> str:
+    """The server in the variable HOST: `USER@HOST:PORT` without the account and ssh's port."""
+    return host.rpartition("@")[2].partition(":")[0]
 
 
 def reach(target: str, environ: Mapping[str, str], words: str = INSPECT) -> tuple[Host, str]:

@@ -15,6 +15,7 @@ export class Line {
     this.drops = new Map(); // by key: the drops that are not done
     this.served = []; // the done ones, oldest first
     this.pots = new Map(); // by pid: {died, place}
+    this.gone = new Set(); // the pids of those that died and are no longer seen
     this.others = 0; // waiting jobs that are not ours
     this.time = performance.now() / 1000;
     new ResizeObserver(() => this.#fit()).observe(canvas);
@@ -47,7 +48,7 @@ export class Line {
 
   running(job, kind, pid) {
     const drop = this.#get(job, kind);
-    if (!drop || (drop.stage === "running" && drop.pid === pid)) return;
+    if (!drop || this.gone.has(pid) || (drop.stage === "running" && drop.pid === pid)) return;
     drop.stage = "running";
     drop.pid = pid;
     this.#pot(pid).seen = this.time;
@@ -73,12 +74,24 @@ export class Line {
 
   // The processes that cook; one that is gone is shown broken for a moment.
   setPots(pids) {
-    for (const pid of pids) this.#pot(pid).died = null;
+    for (const pid of pids) {
+      this.gone.delete(pid);
+      this.#pot(pid).died = null;
+    }
     for (const [pid, pot] of this.pots) {
       if (!pids.includes(pid) && pot.died === null && this.time - (pot.seen ?? 0) > 1.5) pot.died = this.time;
-      if (pot.died !== null && this.time - pot.died > GONE) this.pots.delete(pid);
+      if (pot.died !== null && this.time - pot.died > GONE) this.#clear(pid);
     }
     this.stale = true;
+  }
+
+  // What was in the pot of a process that died waits for another.
+  #clear(pid) {
+    this.pots.delete(pid);
+    this.gone.add(pid);
+    for (const drop of this.drops.values()) {
+      if (drop.stage === "running" && drop.pid === pid) Object.assign(drop, { stage: "queued", pid: null });
+    }
   }
 
   setOthers(number) {
@@ -98,7 +111,7 @@ export class Line {
   }
 
   #pot(pid) {
-    if (!this.pots.has(pid)) this.pots.set(pid, { pid, died: null, born: this.time, x: this.left, y: this.bands.pots });
+    if (!this.pots.has(pid)) this.pots.set(pid, { pid, died: null, born: this.time, load: 0, x: this.left, y: this.bands.pots });
     return this.pots.get(pid);
   }
 
@@ -123,7 +136,7 @@ export class Line {
   #readColours() {
     const style = getComputedStyle(this.canvas);
     this.colours = Object.fromEntries(
-      ["sleep", "cpu", "io", "copper", "ink", "muted", "bad", "line", "bowl", "fire"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]),
+      ["sleep", "cpu", "io", "copper", "ink", "muted", "bad", "bowl", "fire"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]),
     );
   }
 
@@ -139,7 +152,8 @@ export class Line {
     pots.forEach((pot, index) => {
       pot.x = this.left + space * (index + 0.5);
       pot.y = this.bands.pots + (this.bands.done - this.bands.pots) * 0.42;
-      pot.size = Math.min(34, space * 0.36);
+      pot.size = Math.min(34, space * 0.34);
+      Object.assign(pot, { space, index });
       pot.load = 0;
     });
 
@@ -210,7 +224,9 @@ export class Line {
 
   #drawOthers() {
     const { context } = this;
-    context.fillStyle = this.colours.line;
+    context.save();
+    context.globalAlpha = 0.6;
+    context.fillStyle = this.colours.muted;
     for (let index = 0; index < this.others; index += 1) {
       const [x, y] = this.pile(index, this.bands.queue);
       if (y > this.bands.pots - this.cell) break;
@@ -218,6 +234,7 @@ export class Line {
       context.arc(x, y, this.radius, 0, Math.PI * 2);
       context.fill();
     }
+    context.restore();
   }
 
   #drawPot(pot) {
@@ -261,21 +278,35 @@ export class Line {
     context.fillStyle = broken ? colours.bad : colours.muted;
     context.font = "12px system-ui, sans-serif";
     context.textAlign = "center";
-    context.fillText(broken ? `${pot.pid} died` : `pid ${pot.pid}`, x, y + size * 0.62 + 24);
+    this.#drawLabel(pot, broken);
     context.restore();
+  }
+
+  // As much as there is room for; where there is none, in two rows.
+  #drawLabel({ pid, x, y, size, space, index }, broken) {
+    const { context } = this;
+    const fits = (text) => context.measureText(text).width < space - 4;
+    const whole = broken ? `${pid} died` : `pid ${pid}`;
+    const text = fits(whole) ? whole : String(pid);
+    const row = fits(text) ? 0 : index % 2;
+    const rightmost = this.width - context.measureText(text).width / 2 - 2;
+    context.fillText(text, Math.min(x, rightmost), y + size * 0.62 + 24 + row * 14);
   }
 
   #drawFire({ x, y, size, pid }) {
     const { context, colours } = this;
     context.fillStyle = colours.fire;
     const base = y + size * 0.62 + 11;
+    const apart = Math.min(9, size * 0.38);
+    const half = apart / 3;
     for (let flame = -2; flame <= 2; flame += 1) {
       const flicker = still.matches ? 1 : 0.75 + 0.35 * Math.sin(this.time * 11 + flame * 2 + pid);
       const height = (9 - Math.abs(flame)) * flicker;
+      const middle = x + flame * apart;
       context.beginPath();
-      context.moveTo(x + flame * 9 - 3, base);
-      context.quadraticCurveTo(x + flame * 9 - 2.5, base - height * 0.6, x + flame * 9, base - height);
-      context.quadraticCurveTo(x + flame * 9 + 2.5, base - height * 0.6, x + flame * 9 + 3, base);
+      context.moveTo(middle - half, base);
+      context.quadraticCurveTo(middle - half * 0.8, base - height * 0.6, middle, base - height);
+      context.quadraticCurveTo(middle + half * 0.8, base - height * 0.6, middle + half, base);
       context.fill();
     }
   }

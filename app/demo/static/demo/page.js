@@ -33,8 +33,6 @@ function say(news) {
   element("news").textContent = news;
 }
 
-for (const id of ["live", "hold", "rain", "pass", "charts", "bench"]) element(id).hidden = false;
-
 // The jobs
 
 const QUIET = 4000; // ms without news of a job until the page asks after it
@@ -185,8 +183,9 @@ function showTable() {
 function showCounts() {
   let [queued, cooking] = [0, 0];
   for (const job of jobs.values()) {
-    if (job.state === "queued") queued += 1;
-    else if (job.state === "running") cooking += 1;
+    const runs = job.state === "running" && !line.gone.has(job.pid);
+    if (runs) cooking += 1;
+    else if (!FINAL.includes(job.state)) queued += 1;
   }
   setText(element("sent"), number(counts.sent));
   setText(element("queued"), number(queued + line.others));

@@ -6,10 +6,11 @@ import secrets
 from argparse import ArgumentParser
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 from django.urls import reverse
+
+from boiler.settings import get
 
 
 class Command(BaseCommand):
@@ -25,7 +26,7 @@ class Command(BaseCommand):
         user.is_staff = user.is_superuser = user.is_active = True
         user.set_password(password)
         user.save()
-        host = next((host for host in settings.ALLOWED_HOSTS if not host.startswith(("*", "."))), "HOST")
+        host = next((host for host in get("DJANGO_ALLOWED_HOSTS") if not host.startswith(("*", "."))), "HOST")
         self.stdout.write(
             f"{'account made' if made else 'new password'}: name {name}, password {password}\n"
             f"log in at {reverse('admin:index')} of {host}, and change the password there"
