@@ -23,6 +23,7 @@ import gc
 import json
 import os
 import random
+import re
 import runpy
 import shlex
 import shutil
@@ -48,6 +49,8 @@ APP = Path(__file__).resolve().parents[1]
 # Made before gevent's patching, they let one greenlet see what is another's, or hold up all.
 BLOCKING = (_thread._local, socket.socket)
 LOCK, RLOCK = type(threading.Lock()), type(threading.RLock())  # before gevent puts its own there
+# In a script's first line; where the path is long or has spaces in it, pip writes a shell's line first.
+INTERPRETER = re.compile(rb"""\A#!.*?(/[^"'\n]+)/python""", re.DOTALL)
 LONGEST = 1 << 20  # bytes of a request: the command and the environment
 ANSWER_WAIT = 5.0  # seconds that a fork may take; 2-10 ms is usual
 
@@ -73,8 +76,8 @@ def name_for(argv: list[str], environ: Mapping[str, str]) -> str | None:
     if Path(program).parent == folder and Path(program).name.startswith("python"):
         return "jobs" if len(argv) > 1 and not argv[1].startswith("-") else None
     with suppress(OSError), Path(program).open("rb") as file:
-        # Where the path is long or has spaces in it, pip writes a shell's line first, and Python's name then.
-        if file.read(2) == b"#!" and os.fsencode(f"{folder}/python") in file.read(512):
+        interpreter = INTERPRETER.search(file.read(512))
+        if interpreter and Path(os.fsdecode(interpreter[1])).resolve() == folder.resolve():
             return "web" if Path(program).name == "gunicorn" else "jobs"
     return None
 

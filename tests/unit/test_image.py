@@ -36,6 +36,16 @@ def test_programs_of_this_python_are_forked_but_for_a_worker_that_gevent_must_pa
     assert name_for(command.split(), ENVIRON) == image
 
 
+def test_programs_of_an_environment_that_is_reached_by_a_link_are_this_pythons(tmp_path: Path) -> None:
+    (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
+    program = tmp_path / "gunicorn"
+    shell = f'#!/bin/sh\n\'\'\'exec\' "{tmp_path}/bin/python" "$0" "$@"'
+    for first in (f"#!{tmp_path}/bin/python3", shell):
+        program.write_text(f"{first}\nimport gunicorn\n")
+        program.chmod(0o700)
+        assert name_for([str(program)], ENVIRON) == "web"
+
+
 @pytest.mark.parametrize(
     ("code", "refused"),
     [
