@@ -11,6 +11,10 @@ as seen on Dokku 0.38.27:
 - config: `config:set` and `config:unset` restart unless `--no-restart`; `config:import` prints each value unless
   `--quiet` comes first.
 - ps:scale fails where app.json has `formation`.
+- app.json's `cron` is looked at before anything is started: a command without shell operators, a schedule of five
+  fields or a word like @daily, a policy that Dokku knows. `cron:run`, which is what stands in the host's crontab, runs
+  an entry in a container of its own with the app's variables and mounts; its exit code is the command's. The double
+  has no clock.
 - git push: what is up to date builds nothing; a branch that is not the deploy-branch (master unless set) is taken
   and not built; what can't be deployed is refused, and the containers before run on. `git:report` says `HEAD`.
 - order: build, `scripts.dokku.predeploy`, Procfile's `release`, the new container and its checks from app.json,
@@ -94,6 +98,7 @@ class App:
             "domains": [],
             "links": [],
             "containers": {},
+            "cron": [],
         }
         state |= {"port": 0 if SETTINGS["domain"] else SETTINGS["port"], "can_scale": True}
         if SETTINGS["domain"]:
@@ -445,6 +450,35 @@ def logs(words: list[str]) -> None:
             print(f"app[{dyno}]: {line}")
 
 
+def cron_entry(app: App, entry: dict[str, str]) -> dict[str, str]:
+    """An entry of app.json's `cron` as `cron:list` shows it."""
+    command, schedule = entry.get("command", ""), entry.get("schedule", "")
+    policy = entry.get("concurrency_policy", "allow")
+    if not command or set(shlex.shlex(command, punctuation_chars=True)) & {";", "&", "&&", "|", "||", ">", "<"}:
+        raise DokkuError(f"Invalid cron command for app {app.name} (command {command!r})")
+    if len(schedule.split()) != 5 and schedule not in ("@hourly", "@daily", "@weekly", "@monthly", "@yearly"):
+        raise DokkuError(f"Invalid cron schedule for app {app.name} (schedule {schedule})")
+    if policy not in ("allow", "forbid", "replace"):
+        raise DokkuError(f"Invalid cron concurrency policy for app {app.name} (schedule {schedule}): {policy}")
+    name = f"{app.name}==={command}==={schedule}".encode().hex()
+    return {"id": name, "app": app.name, "command": command, "schedule": schedule, "concurrency_policy": policy}
+
+
+def cron_list(words: list[str]) -> None:
+    print(json.dumps(App(words[0]).state["cron"]))
+
+
+def cron_run(words: list[str]) -> int:
+    """`cron:run APP ID`: runs the entry in a container of its own; the exit code is the command's own."""
+    app = App(words[0])
+    for entry in app.state["cron"]:
+        if entry["id"] == words[1]:
+            options = ["--rm", *environment(app), *volumes(app), "--env=DYNO=cron.1"]
+            command = ["docker", "run", *options, app.state["image"], *shlex.split(entry["command"])]
+            return subprocess.run(command, check=False).returncode
+    raise DokkuError("No matching Cron ID found.")
+
+
 def builds_list(words: list[str]) -> None:
     builds = App(words[0]).state["builds"]
     for one in builds:
@@ -543,6 +577,7 @@ def deploy(app: App, image: str) -> None:
     app.state["can_scale"] = "formation" not in app_json
     for kind, one in app_json.get("formation", {}).items():
         app.state["scale"][kind] = one["quantity"]
+    app.state["cron"] = [cron_entry(app, one) for one in app_json.get("cron", [])]
     task(app, image, app_json.get("scripts", {}).get("dokku", {}).get("predeploy", ""), "predeploy")
     task(app, image, types.get("release", ""), "release")
     old = dict(app.state["containers"])
@@ -706,6 +741,8 @@ COMMANDS = {
     "config:keys": config_keys,
     "config:set": config_set,
     "config:unset": config_unset,
+    "cron:list": cron_list,
+    "cron:run": cron_run,
     "docker-options:add": lambda words: docker_options(words, add=True),
     "docker-options:remove": lambda words: docker_options(words, add=False),
     "domains:set": domains_set,

@@ -180,6 +180,31 @@ def deployed(clone: Clone) -> str:
     return output
 
 
+@pytest.fixture
+def warehouse(double: Double) -> Iterator[str]:
+    """An app that is never deployed."""
+    double.ssh("apps:create warehouse")
+    yield "warehouse"
+    double.ssh("--force apps:destroy warehouse")
+
+
+def run_module(clone: Clone, name: str, **arguments: Any) -> bool:
+    """Run one of deploy/'s modules on the app warehouse, which must succeed; returns whether it changed something."""
+    words = json.dumps({"host": clone.double.host, "app": "warehouse", **arguments})
+    python = f"ansible_python_interpreter={sys.executable}"
+    done = subprocess.run(
+        [clone.root / ".venv/bin/ansible", "localhost", "-i", "localhost,", "-c", "local", "-e", python]
+        + ["-m", name, "-a", words],
+        cwd=clone.root,
+        env={**os.environ, **clone.double.environ, "ANSIBLE_CONFIG": str(clone.root / "deploy" / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return "| CHANGED" in done.stdout
+
+
 def changed(output: str) -> list[str]:
     """The tasks that have changed something."""
     return re.findall(r"^TASK \[(.*?)\][^\n]*\n(?:(?!^TASK).*\n)*?changed: ", output, re.MULTILINE)
@@ -274,6 +299,18 @@ def test_a_deployment_that_was_cut_off_before_its_restart_is_made_up_for(
     assert environ == "mail.example.com"
 
 
+def test_the_daily_cron_entry_clears_expired_sessions_and_no_others(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    execute(double, "INSERT INTO django_session VALUES ('old', '', now() - interval '1 day')")
+    execute(double, "INSERT INTO django_session VALUES ('new', '', now() + interval '1 day')")
+    (entry,) = json.loads(double.ssh("cron:list shop --format json").stdout)
+    assert entry["schedule"] == "@daily"
+    ran = double.ssh(f"cron:run shop {entry['id']}")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert rows(double, "SELECT session_key FROM django_session") == [("new",)]
+
+
 def test_a_dyno_that_ended_with_0_is_back_by_its_restart_policy(clone: Clone, double: Double, deployed: str) -> None:
     container = double.container("shop")
     subprocess.run(["docker", "exec", container, "app/boil", "stop"], check=False)  # ends with the container
@@ -336,6 +373,41 @@ def test_what_stands_in_no_known_host_file_is_not_trusted(clone: Clone, double: 
         known.write_text(kept)
 
 
+def test_buildpacks_are_as_listed_in_their_order_and_set_once(clone: Clone, double: Double, warehouse: str) -> None:
+    for listed in (["node", "python"], ["python", "node", "tail"], []):
+        assert run_module(clone, "dokku_app", buildpacks=listed)
+        assert double.state(warehouse)["buildpacks"] == listed
+        assert not run_module(clone, "dokku_app", buildpacks=listed)
+        assert double.state(warehouse)["buildpacks"] == listed
+
+
+def test_a_mount_that_is_there_is_taken_as_it_is(clone: Clone, double: Double, warehouse: str) -> None:
+    mount = "/var/lib/dokku/data/storage/elsewhere:/postgres"
+    double.ssh(f"storage:mount {warehouse} {mount}")
+    arguments = {"service": "warehouse-db", "folder": "/postgres"}
+    assert run_module(clone, "dokku_database", **arguments)  # the old container is to be stopped first from now on
+    assert not run_module(clone, "dokku_database", **arguments)
+    state = double.state(warehouse)
+    assert (state["mounts"], state["disabled"], state["links"]) == ([mount], ["web"], [])
+
+
+def test_a_formation_in_app_json_that_says_another_number_is_an_error(
+    clone: Clone, double: Double, deployed: str
+) -> None:
+    app_json, inventory = clone.root / "dokku" / "app.json", clone.root / "deploy" / "inventory.yml"
+    before = app_json.read_text()
+    app_json.write_text(json.dumps({**json.loads(before), "formation": {"web": {"quantity": 1}}}))
+    clone.commit()
+    inventory.write_text(inventory.read_text().replace("grace: 10", "grace: 10\n      dynos: 2"))
+    failed = clone.make("deploy-dokku")
+    assert failed.returncode != 0
+    assert "shop: its app.json has a `formation`, which decides the number of containers: change it" in failed.stderr
+    assert list(double.state("shop")["containers"]) == ["web.1"]
+    app_json.write_text(before)
+    clone.commit()
+    clone.write_inventory("info")
+
+
 def test_the_app_and_its_database_can_be_removed(clone: Clone, double: Double, deployed: str) -> None:
     kept = clone.double.environ
     done = subprocess.run(
@@ -367,6 +439,15 @@ def test_without_the_postgres_plugin_the_database_is_on_the_hosts_disk_and_outli
         status, answer = visitor.ask("/jobs", {"kind": "sleep", "seconds": 0})
         assert status == 202
         (job,) = json.loads(answer)["ids"]
+        # A second container, such as cron's, may not open the data.
+        (entry,) = json.loads(double.ssh("cron:list shop --format json").stdout)
+        refused = double.ssh(f"cron:run shop {entry['id']}")
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            "boil: /postgres/data: another PostgreSQL runs on this folder: stop that dyno first\n"
+        )
+        inside = double.ssh(f"enter shop web {entry['command']}")
+        assert (inside.returncode, inside.stderr) == (0, "")
         clone.commit()
         assert changed(clone.deploy()) == ["Code released"]
         assert changed(clone.deploy()) == []
