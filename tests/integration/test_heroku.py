@@ -23,6 +23,7 @@ import pytest
 
 from boiler import processes
 from boiler.settings import ROOT
+from tests.clone import GitClone
 from tests.dyno import ask
 from tests.heroku.api import Double, Fault
 from tests.heroku.app import App
@@ -45,32 +46,15 @@ heroku:
 """
 
 
-class Clone:
-    """A git checkout of what is under test, with this environment's packages, deployed to the double."""
+class Clone(GitClone):
+    """A clone that is deployed to the double."""
 
     def __init__(self, root: Path, double: Double) -> None:
-        self.root, self.double = root, double
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, root / name)
-        (root / ".venv").symlink_to(sys.prefix)
-        self.git("init", "--quiet")
-        (root / ".git" / "info" / "exclude").write_text("/.venv\n")
+        super().__init__(root)
+        self.double = double
         self.write_inventory("info")
         self.first = self.commit()
         self.released = 0  # the release that `first` is in
-
-    def git(self, *words: str) -> str:
-        settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *settings, *words], cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    def commit(self) -> str:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "A change")
-        return self.git("rev-parse", "HEAD")
 
     def write_inventory(self, level: str, *, verify: bool = False) -> None:
         (self.root / "deploy" / "inventory.yml").write_text(INVENTORY.format(level=level, verify=verify))

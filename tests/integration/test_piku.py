@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 from boiler import processes
 from boiler.settings import ROOT
+from tests.clone import GitClone
 from tests.dyno import free_port
 from tests.piku.host import Host
 from tests.wait import wait_for
@@ -27,37 +26,23 @@ pytestmark = pytest.mark.timeout(600)
 SECRET = "hunter2-of-the-inventory"
 
 
-class Clone:
-    """A git checkout of what is under test, with this environment's packages, deployed to a host as APP=shop."""
+class Clone(GitClone):
+    """A clone that is deployed to a host as APP=shop."""
 
     def __init__(self, root: Path, host: Host) -> None:
-        self.root, self.host, self.address = root, host, host.name
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, root / name)
-        (root / ".venv").symlink_to(sys.prefix)
-        self.git("init", "--quiet")
-        (root / ".git" / "info" / "exclude").write_text("/.venv\n")
+        super().__init__(root)
+        self.host, self.address = host, host.name
         self.commit()
         self.port = free_port()
         self.inventory = root.parent / "inventory.json"
         self.set()
-
-    def git(self, *words: str) -> str:
-        settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *settings, *words], cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
 
     def commit(self, name: str = "", text: str = "") -> str:
         """Commit everything, after one file got another content."""
         if name:
             (self.root / name).write_text(text)
             os.utime(self.root / name, (0, 0))  # make would install what is new in requirements.txt
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "A change")
-        return self.git("rev-parse", "HEAD")
+        return super().commit()
 
     def set(self, variables: dict[str, Any] | None = None, **config: Any) -> None:
         """Write the inventory, outside the checkout; the host has no nginx, so the app gets a port of its own."""
