@@ -31,7 +31,8 @@ def work(parameters: dict[str, Any], dokku: Dokku, check: bool) -> dict[str, Any
         return {"changed": exists, "diff": difference({"app": app if exists else ""}, {})}
     if not exists and not check:
         dokku.run("apps:create", app)
-    before = state(dokku, parameters) if exists or not check else {}
+    reports = read(dokku, parameters) if exists or not check else {}
+    before = state(dokku, parameters, reports) if reports else {}
     wanted = {
         f"{plugin} {name}": text(value)
         for plugin, values in parameters["properties"].items()
@@ -48,14 +49,18 @@ def work(parameters: dict[str, Any], dokku: Dokku, check: bool) -> dict[str, Any
     return {
         "changed": not exists or stuck or before != wanted,
         "diff": difference(was, {**wanted, "app": app}),
-        "address": address(dokku, app) if exists or not check else f"http://{dokku.host}",
+        "address": address(dokku, reports) if reports else f"http://{dokku.host}",
     }
 
 
-def state(dokku: Dokku, parameters: dict[str, Any]) -> dict[str, Any]:
+def read(dokku: Dokku, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The reports of all plugins that this module needs, asked for together."""
+    plugins = {*parameters["properties"], "buildpacks", "docker-options", "resource", "ports", "domains"}
+    return dokku.reports(plugins, parameters["app"])
+
+
+def state(dokku: Dokku, parameters: dict[str, Any], reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the app has of what this module looks after."""
-    app = parameters["app"]
-    reports = dokku.reports({*parameters["properties"], "buildpacks", "docker-options", "resource"}, app)
     found: dict[str, Any] = {}
     for plugin, values in parameters["properties"].items():
         for name in values:
@@ -115,9 +120,8 @@ def is_stuck(dokku: Dokku, app: str) -> bool:
     return True
 
 
-def address(dokku: Dokku, app: str) -> str:
+def address(dokku: Dokku, reports: dict[str, dict[str, Any]]) -> str:
     """The app's first domain; without any, the host with the port that Dokku chose."""
-    reports = dokku.reports(["ports", "domains"], app)
     ports, domains = reports["ports"], reports["domains"]
     mapped = json.loads(ports["map-json"]) or json.loads(ports["map-detected-json"]) or []
     schemes = {one["scheme"]: one["host_port"] for one in mapped}

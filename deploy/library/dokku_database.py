@@ -24,9 +24,10 @@ ARGUMENTS = {
 
 def work(parameters: dict[str, Any], dokku: Dokku, check: bool) -> dict[str, Any]:
     """Make and attach what is missing."""
-    app, exists = parameters["app"], dokku.exists(parameters["app"])
     if parameters["state"] == "absent":
         return remove(dokku, parameters["service"], check)
+    app = parameters["app"]
+    exists = not check or dokku.exists(app)
     service, folder = parameters["service"], parameters["folder"]
     mounted = exists and folder in mounts(dokku, app)
     if not mounted and exists and "DATABASE_URL" in dokku.read("config:export", app):

@@ -14,7 +14,7 @@ import shlex
 from typing import Any
 
 from ansible.module_utils.dokku import Dokku, DokkuError, run_module, ssh_command
-from ansible.module_utils.dokku_containers import SETUP, containers
+from ansible.module_utils.dokku_containers import SETUP, containers, is_deployed
 from ansible.module_utils.live import Live
 
 ARGUMENTS = {
@@ -34,7 +34,7 @@ def work(parameters: dict[str, Any], dokku: Dokku, check: bool) -> dict[str, Any
     pushed = git.pushed(parameters["branch"])
     config = dokku.read("config:export", app)
     wanted = fingerprint(config, parameters["setup"])
-    running = containers(dokku, app)
+    running = containers(dokku, app) if is_deployed(dokku, app) else []
     stale = not running or any(not one.running or one.setup != wanted for one in running)
     if pushed == commit and not stale:
         return {"changed": False}

@@ -21,10 +21,13 @@ class Container:
     setup: str  # the fingerprint of what it was started with; empty if it is not of ours
 
 
+def is_deployed(dokku: Dokku, app: str) -> bool:
+    """Whether the app has been deployed once."""
+    return dokku.report("ps", app)["deployed"] == "true"
+
+
 def containers(dokku: Dokku, app: str) -> list[Container]:
-    """The app's containers; none before its first deployment."""
-    if dokku.report("ps", app)["deployed"] != "true":
-        return []
+    """The containers of an app that has been deployed; of another, Dokku can't tell."""
     return [_container(one) for one in dokku.read_plain("ps:inspect", app)]
 
 
