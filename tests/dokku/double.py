@@ -18,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, Self
 
 import psycopg
 
+from boiler.settings import ROOT
 from tests.docker import docker, engine
 from tests.dyno import free_port
 from tests.needs import needs, needs_root
@@ -30,6 +32,7 @@ from tests.servers import Postgres15
 from tests.wait import wait_for
 
 HOST_PROGRAM = Path(__file__).with_name("host.py")
+DYNOS = Path(__file__).with_name("dynos.py")
 PLUGINS = ["apps", "config", "git", "nginx-vhosts", "ps", "storage"]
 
 SSHD = """\
@@ -68,12 +71,14 @@ http {{
 
 
 class ContainersPostgres(Postgres15):
-    """PostgreSQL that containers reach by Docker's bridge."""
+    """PostgreSQL that containers reach by Docker's bridge, where this machine has the first address."""
 
-    def __init__(self) -> None:
-        subnet = docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Subnet}}")
-        self.bridge = str(next(ipaddress.ip_network(subnet).hosts()))  # this machine's own address there
-        super().__init__(listen_addresses=f"127.0.0.1,{self.bridge}", max_connections="200")
+    def __init__(self, *, docked: bool) -> None:
+        self.bridge = "127.0.0.1"
+        if docked:
+            subnet = docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Subnet}}")
+            self.bridge = str(next(ipaddress.ip_network(subnet).hosts()))
+        super().__init__(listen_addresses=",".join({"127.0.0.1", self.bridge}), max_connections="200")
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -85,17 +90,22 @@ class ContainersPostgres(Postgres15):
 
 
 class Double:
-    """The host, its state in a folder of its own; it ends with the `with` block, its containers too."""
+    """The host, its state in a folder of its own; it ends with the `with` block, its containers too.
 
-    def __init__(self, *, plugins: tuple[str, ...] = ("postgres",), domain: str = "") -> None:
+    `docked=False` runs the app in the dyno double instead of under Docker.
+    """
+
+    def __init__(self, *, plugins: tuple[str, ...] = ("postgres",), domain: str = "", docked: bool = True) -> None:
         needs_root("runs a Dokku host")
-        self.programs = {name: needs(name) for name in ("sshd", "nginx", "git", "docker", "ssh", "xargs", "unshare")}
+        names = ["sshd", "nginx", "git", "ssh", "xargs", "unshare"]
+        self.programs = {name: needs(name) for name in [*names, *(["docker"] if docked else [])]}
+        self.docked = docked
         self.plugins = [*PLUGINS, *plugins]
         self.domain = domain
         self.host = "localhost"
         self.folder = Path(tempfile.mkdtemp(prefix="dokku-"))
         self.ssh_port, self.port = free_port(), free_port()
-        self._engine = engine()
+        self._engine = engine() if docked else nullcontext()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -105,21 +115,30 @@ class Double:
 
     def __enter__(self) -> Self:
         self._engine.__enter__()
-        self.postgres = ContainersPostgres()
+        self.postgres = ContainersPostgres(docked=self.docked)
         self.postgres.__enter__()
-        for name in ("apps", "bin", "home", "nginx", "storage"):
+        for name in ("apps", "bin", "dynos", "home", "nginx", "storage"):
             (self.folder / name).mkdir()
         self._make_keys()
         self._start_nginx()
         self._start_sshd()
-        self._start_listener()
+        if self.docked:
+            self._start_listener()
         return self
 
     def _make_keys(self) -> None:
         for name in ("host_key", "key"):
             words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)]
             subprocess.run(words, check=True)
-        forced = f'command="{sys.executable} {HOST_PROGRAM} {self.folder}",no-pty,no-port-forwarding'
+        run = f"{sys.executable} {HOST_PROGRAM} {self.folder}"
+        if not self.docked:
+            program = self.folder / "dynos" / "docker"
+            program.write_text(
+                f'#!/bin/sh\nPYTHONPATH={ROOT}:{ROOT}/app exec {sys.executable} {DYNOS} {self.folder} "$@"\n'
+            )
+            program.chmod(0o755)
+            run = f"env PATH={program.parent}:{os.environ['PATH']} {run}"
+        forced = f'command="{run}",no-pty,no-port-forwarding'
         (self.folder / "authorized_keys").write_text(f"{forced} {(self.folder / 'key.pub').read_text()}")
         known = (self.folder / "host_key.pub").read_text()
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.ssh_port} {known}")
@@ -218,10 +237,18 @@ class Double:
         for process in self._processes:
             process.terminate()
             process.wait(30)
-        for container in docker("ps", "--all", "--quiet", f"--filter=label=dokku-double={self.folder.name}").split():
-            docker("rm", "--force", "--volumes", container)
-        for image in docker("images", "--quiet", f"--filter=reference=dokku-double/*:{self.folder.name}-*").split():
-            docker("rmi", "--force", "--no-prune", image)  # the layers stay, for the next build
+        if self.docked:
+            self._remove_containers()
+        else:
+            for state in (self.folder / "dynos").glob("*/state"):
+                subprocess.run([self.folder / "dynos" / "docker", "rm", "--force", state.parent.name], check=True)
         self.postgres.__exit__()
         self._engine.__exit__(None, None, None)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove_containers(self) -> None:
+        for container in docker("ps", "--all", "--quiet", f"--filter=label=dokku-double={self.folder.name}").split():
+            docker("rm", "--force", "--volumes", container)
+        tags = f"--filter=reference=dokku-double/*:{self.folder.name}-*"
+        for tag in docker("images", "--format={{.Repository}}:{{.Tag}}", tags).split():
+            docker("rmi", "--no-prune", tag)  # the layers stay, for the next build, and so does another double's image

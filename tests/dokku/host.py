@@ -26,6 +26,7 @@ as seen on Dokku 0.38.27:
 - `ps:inspect` hides the values of variables but of those that begin with DOKKU_ and some more.
 - a `ps:rebuild` that fails leaves the app locked, and its build's `status` at "running" for good; `display_status`
   tells the truth. `apps:unlock` removes the lock.
+- where no Docker can run, dynos.py is `docker` and says what is then missing.
 """
 
 from __future__ import annotations
@@ -660,12 +661,14 @@ def checked(app: App, container: str, checks: list[dict[str, object]]) -> None:
 
 
 def address(container: str) -> str:
-    return docker("inspect", "--format={{.NetworkSettings.IPAddress}}", container)
+    """Where the container listens; empty if it does not run. In the dyno double each has a port of its own."""
+    found = docker("inspect", "--format={{.NetworkSettings.IPAddress}}", container)
+    return found if not found or ":" in found else f"{found}:5000"
 
 
 def answers(container: str, check: dict[str, object]) -> bool:
     try:
-        url = f"http://{address(container)}:5000{check.get('path', '/')}"
+        url = f"http://{address(container)}{check.get('path', '/')}"
         with urllib.request.urlopen(url, timeout=float(check.get("timeout", 5))):
             return True
     except (OSError, ValueError):
@@ -709,7 +712,7 @@ def write_nginx() -> None:
             continue
         app = App(folder.name)
         webs = [address(one) for dyno, one in app.state["containers"].items() if dyno.startswith("web.")]
-        servers = "".join(f"server {one}:5000; " for one in webs if one) or "server 127.0.0.1:1; "
+        servers = "".join(f"server {one}; " for one in webs if one) or "server 127.0.0.1:1; "
         names = " ".join(app.state["domains"]) or "_"
         blocks.append(
             f"upstream {app.name} {{ {servers}}}\n"

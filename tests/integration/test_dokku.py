@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from boiler.settings import ROOT
+from tests.clone import GitClone
 from tests.docker import docker, wheelhouse_image
 from tests.dokku.double import Double
 from tests.wait import wait_for
@@ -59,34 +59,18 @@ UPDATE django_celery_beat_periodictasks SET last_update = now();
 """
 
 
-class Clone:
-    """A git checkout of what is under test, with this environment's packages, deployed to the double."""
+class Clone(GitClone):
+    """A clone that is deployed to the double."""
 
     def __init__(self, root: Path, double: Double) -> None:
-        self.root, self.double = root, double
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, root / name)
-        (root / ".venv").symlink_to(sys.prefix)
-        self.git("init", "--quiet")
-        (root / ".git" / "info" / "exclude").write_text("/.venv\n")
+        super().__init__(root)
+        self.double = double
         self.write_inventory("info", verify=True)
         self.first = self.commit()
 
-    def git(self, *words: str) -> str:
-        settings = ["-c", "user.name=Cook", "-c", "user.email=cook@example.com", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *settings, *words], cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    def commit(self) -> str:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--allow-empty", "--message", "A change")
-        return self.git("rev-parse", "HEAD")
-
     def write_inventory(self, level: str, *, verify: bool = False) -> None:
-        text = INVENTORY.format(level=level, verify=verify, image=wheelhouse_image())
+        image = wheelhouse_image() if self.double.docked else ""
+        text = INVENTORY.format(level=level, verify=verify, image=image)
         (self.root / "deploy" / "inventory.yml").write_text(text)
 
     def make(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -167,9 +151,7 @@ def double() -> Iterator[Double]:
 
 @pytest.fixture(scope="module")
 def clone(double: Double, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    root = tmp_path_factory.mktemp("clone") / "a shop"
-    root.mkdir()
-    return Clone(root, double)
+    return Clone(tmp_path_factory.mktemp("clone") / "a shop", double)
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +174,9 @@ def run_module(clone: Clone, name: str, **arguments: Any) -> bool:
     """Run one of deploy/'s modules on the app warehouse, which must succeed; returns whether it changed something."""
     words = json.dumps({"host": clone.double.host, "app": "warehouse", **arguments})
     python = f"ansible_python_interpreter={sys.executable}"
+    command = [str(clone.root / ".venv/bin/ansible"), "localhost", "-i", "localhost,", "-c", "local", "-e", python]
     done = subprocess.run(
-        [clone.root / ".venv/bin/ansible", "localhost", "-i", "localhost,", "-c", "local", "-e", python]
-        + ["-m", name, "-a", words],
+        [*command, "-m", name, "-a", words],
         cwd=clone.root,
         env={**os.environ, **clone.double.environ, "ANSIBLE_CONFIG": str(clone.root / "deploy" / "ansible.cfg")},
         capture_output=True,
@@ -252,7 +234,9 @@ def test_the_first_deployment_ends_verified(clone: Clone, double: Double, deploy
 
 def test_the_second_deployment_changes_nothing(clone: Clone, double: Double, deployed: str) -> None:
     before, container = double.state("shop"), double.container("shop")
+    double.commands()
     assert changed(clone.deploy()) == []
+    assert len(double.commands()) < 25  # each takes a distant server's Dokku a quarter of a second or more
     assert double.state("shop") == before
     assert double.container("shop") == container
 
@@ -452,3 +436,17 @@ def test_without_the_postgres_plugin_the_database_is_on_the_hosts_disk_and_outli
         assert changed(clone.deploy()) == ["Code released"]
         assert changed(clone.deploy()) == []
         wait_for(lambda: json.loads(visitor.ask(f"/jobs/{job}")[1])["state"] == "done", "the job is done", 60)
+
+
+def test_where_no_docker_can_run_the_same_deployment_ends_in_the_dyno_double(tmp_path: Path) -> None:
+    with Double(docked=False) as double:
+        clone = Clone(tmp_path / "a shop", double)
+        clone.write_inventory("info")
+        clone.deploy()
+        old = double.container("shop")
+        assert Visitor(double).ask("/healthz")[0] == 200
+        clone.commit()
+        assert changed(clone.deploy()) == ["Code released"]
+        assert double.container("shop") != old
+        assert Visitor(double).ask("/jobs", {"kind": "sleep", "seconds": 0})[0] == 202
+        assert changed(clone.deploy()) == []
