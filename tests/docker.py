@@ -80,18 +80,22 @@ def engine() -> Iterator[None]:
 
 def base_image() -> str:
     """The tag of a small Debian with Python, made once: no `ps`, as in many slim images."""
-    if not docker("images", "--quiet", BASE):
+    return debian_image(BASE, "python3,python3-venv,ca-certificates")
+
+
+def debian_image(tag: str, packages: str) -> str:
+    """The tag of a minimal Debian with some packages, made once."""
+    if not docker("images", "--quiet", tag):
         needs_root("makes a Debian folder with debootstrap")
         with tempfile.TemporaryDirectory(prefix="debian-") as folder:
-            packages = "--include=python3,python3-venv,ca-certificates"
-            command = [needs("debootstrap"), "--variant=minbase", packages, SUITE, folder]
+            command = [needs("debootstrap"), "--variant=minbase", f"--include={packages}", SUITE, folder]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"debootstrap: {done.stdout[-2000:]}"
             leave_out = ["--exclude=./var/cache/apt/*", "--exclude=./var/lib/apt/lists/*"]
             tar = subprocess.Popen(["tar", "-C", folder, *leave_out, "-c", "."], stdout=subprocess.PIPE)
-            subprocess.run(["docker", "import", "-", BASE], stdin=tar.stdout, capture_output=True, check=True)
+            subprocess.run(["docker", "import", "-", tag], stdin=tar.stdout, capture_output=True, check=True)
             assert tar.wait() == 0
-    return BASE
+    return tag
 
 
 def packages_image(requirements: Path = ROOT / "requirements.txt") -> str:
