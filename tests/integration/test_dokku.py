@@ -236,7 +236,7 @@ def test_the_second_deployment_changes_nothing(clone: Clone, double: Double, dep
     before, container = double.state("shop"), double.container("shop")
     double.commands()
     assert changed(clone.deploy()) == []
-    assert len(double.commands()) < 25  # each takes a distant server's Dokku a quarter of a second or more
+    assert len(double.commands()) < 23  # each takes a distant server's Dokku a quarter of a second or more
     assert double.state("shop") == before
     assert double.container("shop") == container
 
