@@ -100,6 +100,9 @@ class Kitchen:
             self._sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="boiler-bench-")))
             server = Embedded(self._sockets / "data", self._sockets)
             server.prepare(wait=0)
+            with (self._sockets / "data" / "postgresql.conf").open("a") as conf:
+                # Under gevent without a pool, which is usual, every client has a connection of its own.
+                conf.write("max_connections = 200\n")
             stack.enter_context(server.serving())
             self._admin("ALTER SYSTEM SET log_min_messages = 'panic'")
             self._admin("SELECT pg_reload_conf()")
