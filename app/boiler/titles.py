@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-from setproctitle import setproctitle
+from setproctitle import getproctitle, setproctitle
+
+# Has it find the place of titles now: it looks beside the environment's first variable, which may be replaced later.
+getproctitle()
 
 
 def set_title(what: str, default: str = "boiler") -> None:
