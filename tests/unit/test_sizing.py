@@ -93,3 +93,9 @@ def test_what_a_start_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tm
     assert sizing.recall() == {"app": 300 * MB, "shared": 100 * MB, "connections": 40}
     (tmp_path / "measured").write_text('{"app": ')
     assert sizing.recall() == {}
+
+
+def test_on_512_mb_500_visitors_may_watch_even_if_all_of_them_come_to_one_web_worker() -> None:
+    values = sizing.plan(Machine(512 * MB, 1)).values
+    assert values["WEB_CONCURRENCY"] == 2
+    assert values["WEB_CONNECTIONS"] >= 500 + 100  # that are left to requests
