@@ -40,6 +40,8 @@ class Command(BaseCommand):
         parser.add_argument("--database-only", action="store_true", help="do not look at the migrations")
 
     def handle(self, *_args: Any, database_only: bool, **_options: Any) -> None:
+        # Forked from the web's image it has the web's pool, which would keep the reason of a failure to itself.
+        connection.settings_dict["OPTIONS"].pop("pool", None)
         self._wait_for_database(get("DATABASE_WAIT"))
         remember(processes.resident(os.getpid()), image.shared, connection_limit())
         if not database_only:
