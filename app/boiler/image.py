@@ -7,8 +7,8 @@ config/image.py to say. Nothing may be open or running in an image that two proc
 fork if the app started threads while it was loaded, and closes its database connections.
 
 With SHARED_IMPORTS there is a third, `shared`, that has loaded these modules and nothing else, and that the two are
-forked from: a library of 150 MB is in memory once. They may not use what gevent replaces; it is refused where it
-shows.
+forked from: a library of 150 MB is in memory once. What they have taken of what gevent replaces is replaced in them
+too; where that can't be done, they are refused.
 
 An image forks twice: the process in between ends at once, so that the new one becomes a child of the supervisor,
 the subreaper above it, like any process that the supervisor starts itself. Where there is no image, or no more, the

@@ -23,8 +23,8 @@ SERVER = "dokku.example.com"
 # What the playbook fetches from dokku.com, here from the server itself: it installs a `dokku` that keeps its state in
 # /var/lib/dokku. Swap in a container would be this machine's, so its commands only note what they were told.
 START = r"""
-mkdir -p /run/sshd /root/.ssh /srv/install/v0.38.27
-echo "$KEY" > /root/.ssh/authorized_keys
+mkdir -p /run/sshd ~/.ssh /srv/install/v0.38.27
+echo "$KEY" > ~/.ssh/authorized_keys
 cat > /srv/install/v0.38.27/bootstrap.sh <<'END'
 useradd --create-home dokku
 mkdir -p /home/dokku/.ssh /var/lib/dokku/plugins/available
@@ -45,15 +45,15 @@ printf '#!/bin/sh\n' > /usr/local/sbin/mkswap
 printf '#!/bin/sh\n[ "$1" = /swapfile ] && echo "$1" >> /tmp/swaps\ncat /tmp/swaps\nexit 0\n' > /usr/local/sbin/swapon
 chmod +x /usr/local/sbin/*
 touch /tmp/swaps
-openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/tls_key -out /usr/local/share/ca-certificates/own.crt -days 2 \
-    -subj /CN=dokku.com -addext subjectAltName=DNS:dokku.com
+openssl req -x509 -newkey rsa:2048 -nodes -keyout /etc/ssl/tls_key -days 2 \
+    -out /usr/local/share/ca-certificates/own.crt -subj /CN=dokku.com -addext subjectAltName=DNS:dokku.com
 update-ca-certificates
 echo 127.0.0.1 dokku.com >> /etc/hosts
 cd /srv && python3 - <<'END' &
 import http.server, ssl
 server = http.server.HTTPServer(("127.0.0.1", 443), http.server.SimpleHTTPRequestHandler)
 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-tls.load_cert_chain("/usr/local/share/ca-certificates/own.crt", "/root/tls_key")
+tls.load_cert_chain("/usr/local/share/ca-certificates/own.crt", "/etc/ssl/tls_key")
 server.socket = tls.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 END
