@@ -288,9 +288,8 @@ def _embedded_url(environ: Mapping[str, str] | None) -> str:
 
 def is_embedded(environ: Mapping[str, str] | None = None) -> bool:
     """Whether the database is the embedded PostgreSQL; the boiler tells inner processes so by its address."""
-    url = (os.environ if environ is None else environ).get(
-        "DATABASE_URL", ""
-    )  # a wrong one is for others to complain of
+    # Not by get(): a wrong one is for others to complain of.
+    url = (os.environ if environ is None else environ).get("DATABASE_URL", "")
     return url in ("", _embedded_url(environ))
 
 

@@ -12,6 +12,7 @@ from tests.bench.chart import draw
 from tests.bench.client import percentile
 from tests.bench.compare import noise, parse, ratios, table
 from tests.bench.course import judge
+from tests.bench.layouts import BALLAST
 
 
 def run(calibration: float = 0.1, stolen: float = 0.0, **figures: float) -> dict[str, Any]:
@@ -94,3 +95,9 @@ def test_jobs_are_judged_by_the_databases_times():
 def test_no_job_done_is_no_rate():
     outcome = judge([job("00.000000", None, None, "queued")])
     assert (outcome.sent, outcome.done, outcome.rate) == (1, 0, 0)
+
+
+def test_the_ballast_of_a_heavy_app_is_a_module_of_the_size_that_was_asked_for() -> None:
+    module: dict[str, Any] = {}
+    exec(BALLAST.format(count=3), module)  # noqa: S102 (what a checkout's app imports)
+    assert [len(words) for words in module["DATA"]] == [10, 10, 10]
