@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from django.conf import settings
@@ -22,6 +23,9 @@ from .roundtrip import RoundTrip
 from .visit import Site, look
 
 BOILER_WAIT = 5.0  # seconds for each of connecting to the boiler, asking and reading
+# Seconds until one beat must lead: the next one takes over within jobs.beat.STANDBY, on a slow machine later.
+HANDOVER = 10.0
+INTERVAL = 0.1  # seconds between two looks
 
 
 class InspectionError(RuntimeError):
@@ -99,9 +103,19 @@ def database() -> dict[str, Any]:
     try:
         executor = MigrationExecutor(connection)
         missing = [str(migration) for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
-        return {"migrations": missing, **sessions()}
+        return {"migrations": missing, **settled_sessions()}
     except (DatabaseError, InterfaceError) as error:
         return {"error": type(error).__name__}
+
+
+def settled_sessions() -> dict[str, Any]:
+    """The sessions when one beat leads and all others stand by, which may take HANDOVER after a dyno went or came."""
+    deadline = monotonic() + HANDOVER
+    while True:
+        found = sessions()
+        if (found["leaders"] == 1 and found["beats"] <= found["candidates"]) or monotonic() > deadline:
+            return found
+        sleep(INTERVAL)
 
 
 def sessions() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,23 @@ def test_stopped_celery_children(make: Callable[..., Dyno], queue: Queue) -> Non
     dyno.kill()
     assert found.keys() == {"no_process_is_stopped", "a_job_goes_round", "a_scheduled_job_runs"}
     assert "celery pool child" in found["no_process_is_stopped"]
+
+
+def test_a_beat_that_takes_over_in_this_moment_is_waited_for(make: Callable[..., Dyno], queue: Queue) -> None:
+    """Between the end of the leading beat's dyno and another's next try, no beat leads for up to 2 s."""
+    dyno = make(DATABASE_URL=queue.url).wait_until_healthy()
+    ours = "FROM pg_stat_activity WHERE datname = current_database() AND"
+    wait_for(lambda: queue.rows(f"SELECT 1 {ours} application_name LIKE 'beat %% election'"), "the beat leads")
+    beat = dyno.inner("beat")["pid"]
+    os.kill(beat, signal.SIGSTOP)
+    queue.rows(f"SELECT pg_terminate_backend(pid) {ours} application_name LIKE 'beat %% election'")
+    with ThreadPoolExecutor() as pool:
+        looking = pool.submit(look_into, dyno)
+        asked = f"SELECT 1 {ours} query LIKE '%%pg_locks%%' AND pid <> pg_backend_pid()"
+        wait_for(lambda: looking.done() or queue.rows(asked), "it was asked who leads")
+        os.kill(beat, signal.SIGCONT)
+        assert findings(looking.result()) == {}
+    dyno.kill()
 
 
 def test_a_dyno_of_web_alone_has_no_beat_and_no_worker(make: Callable[..., Dyno], queue: Queue) -> None:
