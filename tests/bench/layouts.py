@@ -45,7 +45,8 @@ HONCHO = ("honcho", "start", "-f", "LocalProcfile")
 class Layout:
     """`dynos` has one command for each dyno, or `web` for that line of its procfile alone.
 
-    `procfile` replaces LocalProcfile; `plain` takes the usual settings instead of this repository's.
+    `procfile` replaces LocalProcfile; `plain` takes the usual settings instead of this repository's; `planned` lets
+    the boiler decide how many processes there are, where the others have two web workers and two pool children.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Layout:
     broker: str = "redis"
     procfile: str = ""
     plain: bool = True
+    planned: bool = False
     works: bool = True  # whether there is a worker
 
 
@@ -61,6 +63,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("boiler", "this repository, on PostgreSQL alone", (BOILER,), "pgmq", plain=False),
+        Layout("boiler-plan", "the same as `boil plan` sizes it", (BOILER,), "pgmq", plain=False, planned=True),
         Layout("boiler-redis", "this repository, with Redis for the queue", (BOILER,), plain=False),
         Layout("seed", "gunicorn -k gevent, celery worker -B, under honcho, Redis", (HONCHO,), procfile=WEB + WORKER),
         Layout(
@@ -150,6 +153,8 @@ class LayoutDyno(Dyno):
 def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str, str]:
     """The settings of a layout's dynos: the defaults, whatever the user's environment says."""
     environ = {name: setting.default for name, setting in SETTINGS.items() if name != "BOILER_DIR"}
+    # The same set everywhere; gunicorn's own default is one worker, and reads this variable too.
+    sizes = {"WEB_CONCURRENCY": "1" if layout.plain else "2", "WORKER_CONCURRENCY": "2"}
     return environ | {
         "DATABASE_URL": database,
         "REDIS_URL": redis if layout.broker == "redis" else "",
@@ -158,9 +163,7 @@ def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str
         "BIND_ADDRESS": "127.0.0.1",
         "DJANGO_SECRET_KEY": KEY,
         "DJANGO_HTTPS": "0",
-        # The same set everywhere; gunicorn's own default is one worker, and reads this variable too.
-        "WEB_CONCURRENCY": "1" if layout.plain else "2",
-        "WORKER_CONCURRENCY": "2",
+        **({} if layout.planned else sizes),
         "JOBS_WAITING": "1000000",
         "JOBS_KEPT": "1000000",
         "PYTHONUNBUFFERED": "1",
