@@ -127,8 +127,11 @@ def _name(pid: int, seen: Mapping[int, Process], mains: Mapping[int, str]) -> st
 
 
 def _is_ours(pid: int, seen: Mapping[int, Process], init: int) -> bool:
-    """Whether a zombie is this dyno's: below its boiler, or left to the first process of its container."""
-    return init in _ancestors(pid, seen) or (seen[pid].parent == 1 and 1 in _ancestors(init, seen))
+    """Whether a zombie is this dyno's: below its boiler, or left to its container's first process since it began."""
+    if init in _ancestors(pid, seen):
+        return True
+    left = seen[pid].parent == 1 and 1 in _ancestors(init, seen)
+    return left and processes.started(pid) >= processes.started(init)
 
 
 def _strays(seen: Mapping[int, Process], members: set[int], root: Path, names: set[str]) -> list[int]:

@@ -33,6 +33,14 @@ def stat(pid: str) -> tuple[str, int] | None:
     return fields[0], int(fields[1])
 
 
+def started(pid: int) -> int:
+    """When a process was started, in clock ticks from the machine's start (proc_pid_stat(5)). 0 if it is gone."""
+    try:
+        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
 def children() -> dict[int, list[int]]:
     """The pids of the children of every process, zombies left out."""
     found: dict[int, list[int]] = {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from boiler import census
+from boiler import census, processes
 from boiler.procfile import Entry
+from tests.wait import wait_for
 
 KEY = "k" * 50
 
@@ -77,3 +79,19 @@ def test_a_name_with_spaces_and_brackets_is_one_process(tmp_path: Path) -> None:
         found = census.everything()[process.pid]
         process.kill()
     assert (found.parent, found.title) == (os.getpid(), f"{program} 1000")
+
+
+def test_a_zombie_that_was_left_to_the_first_process_before_the_dyno_began_is_not_its_own() -> None:
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["sleep", "1000"])
+        born = processes.started(process.pid)
+        tick = os.sysconf("SC_CLK_TCK")
+        wait_for(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) * tick > born + 1, "the next is younger")
+        return process
+
+    with start() as before, start() as boiler, start() as after:
+        table = {each.pid: census.Process(each.pid, 1, "Z", "") for each in (before, boiler, after)}
+        seen = {**table, 1: census.Process(1, 0, "S", "")}
+        assert [census._is_ours(each.pid, seen, boiler.pid) for each in (before, after)] == [False, True]
+        for each in (before, boiler, after):
+            each.kill()
