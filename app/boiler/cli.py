@@ -218,8 +218,8 @@ def _with_images(inners: list[Inner]) -> list[Inner]:
 
 
 def _image_process(image: Image, source: Image | None = None) -> Inner:
-    entry, pass_fds = Entry(f"image-{image.name}", f"image ({image.name})"), (image.other_end.fileno(),)
-    return Inner(entry, dict(os.environ), Kind.IMAGE, argv=image.argv, pass_fds=pass_fds, image=image, source=source)
+    entry = Entry(f"image-{image.name}", f"image ({image.name})")
+    return Inner(entry, dict(os.environ), Kind.IMAGE, argv=[], image=image, source=source)
 
 
 def _release_line() -> Entry:

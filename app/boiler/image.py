@@ -10,6 +10,8 @@ With SHARED_IMPORTS there is a third, `shared`, that has loaded these modules an
 forked from: a library of 150 MB is in memory once. What they have taken of what gevent replaces is replaced in them
 too; where that can't be done, they are refused.
 
+The images themselves are forked from the supervisor: an interpreter of their own would take 50 ms and 13 MB more.
+
 An image forks twice: the process in between ends at once, so that the new one becomes a child of the supervisor,
 the subreaper above it, like any process that the supervisor starts itself. Where there is no image, or no more, the
 supervisor does that.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import _thread
 import array
+import atexit
 import gc
 import json
 import os
@@ -37,12 +40,13 @@ from enum import StrEnum
 from importlib import import_module
 from os import fork  # gevent's would come with a hub, which must not be shared
 from pathlib import Path
+from typing import NoReturn
 
 from setproctitle import setproctitle
 
 from .preflight import POOL_OPTION
 from .processes import resident
-from .settings import get
+from .settings import ROOT, get
 from .titles import set_title
 
 APP = Path(__file__).resolve().parents[1]
@@ -92,11 +96,24 @@ class Image:
         self.socket, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(ANSWER_WAIT)
 
-    @property
-    def argv(self) -> list[str]:
-        """The command of the image's process, which needs `other_end` as an open descriptor."""
-        code = f"import sys; sys.path[0] = {str(APP)!r}; from boiler.image import main; main()"
-        return [sys.executable, "-c", code, self.name, str(self.other_end.fileno())]
+    def start(self, environ: Mapping[str, str], output: int) -> int:
+        """The pid of the image's new process, forked from this one, its output going to a descriptor.
+
+        Raises OSError if there can be no more processes.
+        """
+        end = self.other_end.fileno()
+        # Until the new process is rid of the supervisor's handlers, which would write to the supervisor's pipe.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = fork()
+            if not pid:
+                _forget_the_supervisor({output, end})
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not pid:
+            _become([], environ, output)
+            _run_to_the_end(lambda: _load(self.name, end)())  # noqa: PLW0108 (loading is part of what runs)
+        return pid
 
     def loaded(self) -> None:
         """Note that it is ready, or that it has ended, as its socket tells."""
@@ -129,14 +146,52 @@ shared = 0  # bytes that this process has of the image `shared`; 0 if there is n
 shared_modules: set[str] = set()  # what was loaded there
 
 
-def main() -> None:
-    """Be the image that the command line names."""
-    run = _load(sys.argv[1], int(sys.argv[2]))
-    run()
+def _forget_the_supervisor(descriptors: set[int]) -> None:
+    """Put away what a new interpreter would not have: the supervisor's signal handlers, and all but these files.
+
+    The supervisor's own objects stay as they are, and must: one that is freed would close a descriptor that
+    belongs to somebody else by then. Nothing frees them, because nothing returns to where the fork was.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (a name for each, and one is that of the list itself)
+        if int(name) > 2 and int(name) not in descriptors:
+            with suppress(OSError):
+                os.close(int(name))
+    os.chdir(ROOT)
+    sys.path[0] = str(APP)
+    # A new interpreter would have PYTHONUNBUFFERED: what a program prints goes to the log at once.
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def _run_to_the_end(run: Callable[[], object]) -> NoReturn:
+    """Run this and end the process, as its interpreter would after the last line of a program."""
+    code = 0
+    try:
+        run()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if not isinstance(leaving.code, int | None):
+            print(leaving.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 (whatever a program raises)
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # waits for threads; multiprocessing ends its forks in the same way
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def _load(name: str, descriptor: int) -> Callable[[], object]:
-    """Load the app, then fork a process for each request. Returns in these: with what each is to run."""
+    """Be the image of this name: load the app, then fork a process for each request.
+
+    Returns in these, with what each is to run.
+    """
     # The socket's C type: gevent's patching would make a socket of its own kind wait in a hub.
     supervisor = socket.SocketType(fileno=descriptor)
     os.environ.pop("BOILER_PROCESS")  # none of LocalProcfile's

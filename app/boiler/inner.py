@@ -73,7 +73,7 @@ class Inner:
         self._popen = None
         reader, writer = os.pipe()
         try:
-            self.pid = self._fork(writer) or self._spawn(writer)
+            self.pid = self._fork(writer) or self._start_image(writer) or self._spawn(writer)
         except OSError:
             os.close(reader)
             raise
@@ -92,6 +92,9 @@ class Inner:
         with suppress(OSError):
             return self.source.fork(argv, self._environ(), output, self.image)
         return None
+
+    def _start_image(self, output: int) -> int | None:
+        return self.image.start(self._environ(), output) if self.image else None
 
     def _spawn(self, output: int) -> int:
         self._popen = subprocess.Popen(

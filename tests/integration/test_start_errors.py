@@ -112,6 +112,14 @@ def test_migrations_that_are_not_applied(start_dyno: DynoFactory, database_url: 
         dyno.kill()
 
 
+def test_one_migration_that_is_not_applied(dyno: Dyno, database_url: str) -> None:
+    assert dyno.stop() == 0
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM django_migrations WHERE app = 'demo' AND name = '0003_live'")
+    assert dyno.start().process.wait(60) == 1
+    assert "1 migrations are not applied (demo.0003_live, …): run the release phase" in dyno.log()
+
+
 def test_settings_without_a_key_end_django_in_one_line() -> None:
     environ = {"PATH": "/usr/bin:/bin", "DATABASE_URL": "postgresql://u@h/n"}
     command = [sys.executable, "app/manage.py", "check"]
