@@ -24,6 +24,7 @@ TASKS = "tests.jobs_tasks"
 WORKER = (
     "-m",
     "celery",
+    "--skip-checks",
     "--workdir",
     str(APP),
     "--app",

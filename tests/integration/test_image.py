@@ -53,6 +53,12 @@ with open(f"facts-{os.environ['BOILER_PROCESS']}", "w") as file:
 print("shown")
 time.sleep(1000)
 """
+ENDS = """
+import atexit, sys, threading, time
+atexit.register(print, "last words")
+threading.Thread(target=lambda: (time.sleep(0.2), print("the thread is done"))).start()
+print("no end of a line", end="")
+"""
 TWO = "web: python app/shows.py --port 1\nworker: python app/shows.py 'two words'\n"
 
 
@@ -155,6 +161,22 @@ def test_a_killed_process_is_forked_again(showing) -> None:
     print(f"back after {time.monotonic() - began:.3f} s")
     assert after["loaded"] == ["jobs", "renewed"]
     assert after["random"] != before["random"]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "sys.exit('a reason')", "raise ValueError('a fault')", "pass"])
+def test_a_forked_program_ends_like_one_that_was_started(showing, end: str) -> None:
+    def says(**environ: str) -> list[str]:
+        dyno = showing("web: python app/ends.py\n", **environ)
+        (dyno.root / "app" / "ends.py").write_text(f"{ENDS}\n{end}\n")
+        wait_for(lambda: dyno.log().count("web ended") > 1, "it has ended twice, so that all of the first is there")
+        dyno.kill()
+        lines = [line.split(" | ", 1) for line in dyno.log().splitlines()]
+        # Without the frames of a traceback, which the two have different ones of.
+        said = [text for name, text in lines if name.split()[1] == "web" and not text.startswith("  ")]
+        ended = [text.partition(":")[0] for _, text in lines if "web ended" in text]
+        return [*dict.fromkeys(said), *dict.fromkeys(ended)]
+
+    assert says() == says(BOILER_IMAGE="0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
