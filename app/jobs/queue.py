@@ -34,6 +34,7 @@ class TransactionalTask(DjangoTask):
     """
 
     abstract = True
+    Request = "jobs.worker:KillableRequest"
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any

@@ -46,6 +46,17 @@ def let_the_web_go_first(**_: Any) -> None:
     os.nice(NICE)
 
 
+class KillableRequest(Request):
+    """A request whose job ends where Celery cancels it, as it does with running jobs that it lost the broker of.
+
+    A pool child ignores the SIGTERM that Celery would send: RabbitMQ's next worker would run the job beside it.
+    """
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """Kill the pool child that runs the job; another takes its place."""
+        super().cancel(pool, signal or "KILL", emit_retry)
+
+
 class Drain(bootsteps.StartStopStep):
     """Stopped after the consumer, so that no job comes any more, and before the pool."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.dyno import Dyno
+from tests.dyno import Dyno, alive
 from tests.needs import needs
 from tests.wait import wait_for
 
@@ -193,6 +193,18 @@ def test_a_broker_that_is_gone_for_20_seconds_loses_no_accepted_job(start_dyno: 
         wait_for(dyno.is_healthy, "/healthz answers 200 again", 60)
         (after,) = post(dyno, kind="sleep", seconds=0)
         wait_done(dyno, before, after)
+
+
+def test_a_job_that_rabbitmq_gives_out_again_does_not_run_twice_at_once(start_dyno: StartDyno) -> None:
+    """RabbitMQ gives it to another worker as soon as the connection is lost; the first run must be over by then."""
+    with servers.RabbitMQ() as server:
+        dyno = start_dyno(AMQP_URL=server.url).wait_until_healthy()
+        (number,) = post(dyno, kind="sleep", seconds=50)
+        first = running(dyno, number)["pid"]
+        server.stop()
+        server.start()
+        running(dyno, number, runs=2)
+        assert not alive({first})
 
 
 def test_a_full_disk_under_the_embedded_database_loses_no_job(tmp_path: Path) -> None:
