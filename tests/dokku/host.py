@@ -346,7 +346,8 @@ def domains_set(words: list[str]) -> None:
 def storage_directory(words: list[str]) -> None:
     folder = HOST / "storage" / words[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    os.chown(folder, 1000, 1000)  # --chown heroku
+    owner = {"heroku": 1000, "herokuish": 32767}[words[words.index("--chown") + 1]]
+    os.chown(folder, owner, owner)
     say("       Directory ready for mounting")
 
 
