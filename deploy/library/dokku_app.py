@@ -9,6 +9,9 @@ A lock that a failed deployment has left is removed. Returns `address`, where th
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from ansible.module_utils.dokku import Dokku, DokkuError, difference, run_module
@@ -38,7 +41,8 @@ def work(parameters: dict[str, Any], dokku: Dokku, check: bool) -> dict[str, Any
         for plugin, values in parameters["properties"].items()
         for name, value in values.items()
     }
-    wanted |= {"buildpacks": parameters["buildpacks"], "build options": parameters["build_options"]}
+    wanted["buildpacks"] = [kept_buildpack(one) for one in parameters["buildpacks"]]
+    wanted["build options"] = kept_options(parameters["build_options"])
     wanted |= {"memory": parameters["memory"]}
     stuck = exists and is_stuck(dokku, app)
     if not check:
@@ -68,7 +72,7 @@ def state(dokku: Dokku, parameters: dict[str, Any], reports: dict[str, dict[str,
                 raise DokkuError(f"{dokku.host}: {plugin} has no property {name}: correct it, or update Dokku")
             found[f"{plugin} {name}"] = reports[plugin][name]
     found["buildpacks"] = [one for one in reports["buildpacks"]["list"].split(",") if one]
-    found["build options"] = own_options(reports["docker-options"]["build-list"])
+    found["build options"] = kept_options(own_options(reports["docker-options"]["build-list"]))
     found["memory"] = reports["resource"].get("_default_.limit.memory", "")
     return found
 
@@ -103,6 +107,33 @@ def set_options(dokku: Dokku, app: str, before: list[str], wanted: list[str]) ->
 def text(value: Any) -> str:
     """A value as Dokku reports it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def kept_buildpack(name: str) -> str:
+    """A buildpack as Dokku keeps it: `heroku/python` becomes an address, which stays as it is."""
+    short = re.fullmatch(r"([\w-]+)/([\w-]+)", name, re.ASCII)
+    if not short:
+        return name
+    owner = "heroku" if short[1] == "heroku-community" else short[1]
+    return f"https://github.com/{owner}/heroku-buildpack-{short[2]}.git"
+
+
+def kept_options(options: Iterable[str]) -> list[str]:
+    """Docker's options as Dokku keeps them: each flag with its values for itself, quoted anew, in order, once.
+
+    Raises DokkuError for one that no shell could split into words.
+    """
+    flags: list[list[str]] = []
+    for option in options:
+        try:
+            words = shlex.split(option)
+        except ValueError as error:
+            raise DokkuError(f"build_options: {option}: {error}: correct its quotes") from None
+        for number, word in enumerate(words):
+            if number == 0 or (word.startswith("-") and word != "-"):
+                flags.append([])
+            flags[-1].append(word)
+    return sorted({shlex.join(flag) for flag in flags})
 
 
 def own_options(options: list[str]) -> list[str]:

@@ -34,6 +34,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -285,8 +286,13 @@ def restart_unless_told(app: App, flags: list[str]) -> None:
 
 
 def buildpacks_add(words: list[str]) -> None:
-    app = App(words[0])
-    app.state["buildpacks"].append(words[1])  # a duplicate too
+    app, buildpack = App(words[0]), words[1]
+    if short := re.fullmatch(r"([\w-]+)/([\w-]+)", buildpack, re.ASCII):
+        owner = "heroku" if short[1] == "heroku-community" else short[1]
+        buildpack = f"https://github.com/{owner}/heroku-buildpack-{short[2]}.git"
+    elif not re.match(r"(http|https|git)(://|@)[^/:]+[/:][^/:]+/.", buildpack):
+        raise DokkuError(f"Invalid buildpack specified: {buildpack}")
+    app.state["buildpacks"].append(buildpack)  # a duplicate too
     app.save()
 
 
@@ -297,10 +303,24 @@ def buildpacks_clear(words: list[str]) -> None:
 
 
 def docker_options(words: list[str], *, add: bool) -> None:
-    app, option = App(words[0]), " ".join(words[2:])
-    options = [one for one in app.state["build_options"] if one != option]
-    app.state["build_options"] = [*options, option] if add else options
+    """Each flag with its values is kept for itself, quoted where a shell would need it; all are sorted."""
+    app, options = App(words[0]), " ".join(words[2:])
+    flags: list[list[str]] = []
+    for word in shlex.split(options):
+        if not flags or (word.startswith("-") and word != "-"):
+            flags.append([])
+        flags[-1].append(word)
+    lines = {" ".join(map(quoted, flag)) for flag in flags}
+    kept = set(app.state["build_options"])
+    app.state["build_options"] = sorted(kept | lines if add else kept - lines)
     app.save()
+
+
+def quoted(word: str) -> str:
+    if not re.search(r"""[\s"'$`\\*?\[\]<>|&;(){}!#~]""", word or " "):
+        return word
+    escaped = word.replace("'", "'\\''")
+    return f"'{escaped}'"
 
 
 def resource_limit(words: list[str]) -> None:
@@ -326,7 +346,8 @@ def domains_set(words: list[str]) -> None:
 def storage_directory(words: list[str]) -> None:
     folder = HOST / "storage" / words[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    os.chown(folder, 1000, 1000)  # --chown heroku
+    owner = {"heroku": 1000, "herokuish": 32767}[words[words.index("--chown") + 1]]
+    os.chown(folder, owner, owner)
     say("       Directory ready for mounting")
 
 
@@ -555,7 +576,7 @@ def build(app: App, commit: str) -> str:
         raise DokkuError(f"Unable to pull the image of the builder {builder}")
     dockerfile = files / app.get("builder-dockerfile", "dockerfile-path")
     say(f"-----> Building {app.name} from Dockerfile")
-    options = [word for option in app.state["build_options"] for word in option.split()]
+    options = [word for option in app.state["build_options"] for word in shlex.split(option)]
     tag = f"dokku-double/{app.name}:{HOST.name}-{commit[:12]}"
     docker("build", "--quiet", *options, "--file", str(dockerfile), "--tag", tag, str(files))
     return tag

@@ -358,11 +358,29 @@ def test_what_stands_in_no_known_host_file_is_not_trusted(clone: Clone, double: 
 
 
 def test_buildpacks_are_as_listed_in_their_order_and_set_once(clone: Clone, double: Double, warehouse: str) -> None:
-    for listed in (["node", "python"], ["python", "node", "tail"], []):
+    own = "https://example.com/me/buildpack.git#v1"
+    node, python = (f"https://github.com/heroku/heroku-buildpack-{name}.git" for name in ("nodejs", "python"))
+    for listed, kept in (
+        (["heroku/nodejs", "heroku/python"], [node, python]),
+        ([python, own, "heroku-community/nodejs"], [python, own, node]),
+        ([], []),
+    ):
         assert run_module(clone, "dokku_app", buildpacks=listed)
-        assert double.state(warehouse)["buildpacks"] == listed
+        assert double.state(warehouse)["buildpacks"] == kept
         assert not run_module(clone, "dokku_app", buildpacks=listed)
-        assert double.state(warehouse)["buildpacks"] == listed
+        assert double.state(warehouse)["buildpacks"] == kept
+
+
+def test_build_options_are_set_once_however_they_are_written(clone: Clone, double: Double, warehouse: str) -> None:
+    for listed, kept in (
+        (["--build-arg B=2", "--add-host a:::1"], ["--add-host a:::1", "--build-arg B=2"]),
+        (['--build-arg B=2 --build-arg A="one two"'], ["--build-arg 'A=one two'", "--build-arg B=2"]),
+        (["--label it='$HOME & `id`'"], ["--label 'it=$HOME & `id`'"]),
+        ([], []),
+    ):
+        assert run_module(clone, "dokku_app", build_options=listed)
+        assert double.state(warehouse)["build_options"] == kept
+        assert not run_module(clone, "dokku_app", build_options=listed)
 
 
 def test_a_mount_that_is_there_is_taken_as_it_is(clone: Clone, double: Double, warehouse: str) -> None:
