@@ -101,19 +101,23 @@ class Image:
 
         Raises OSError if there can be no more processes.
         """
-        end = self.other_end.fileno()
         # Until the new process is rid of the supervisor's handlers, which would write to the supervisor's pipe.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+        def live() -> None:
+            end = self.other_end.fileno()
+            _forget_the_supervisor({output, end})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _become([], environ, output)
+            _load(self.name, end)()
+
         try:
             pid = fork()
             if not pid:
-                _forget_the_supervisor({output, end})
+                _run_to_the_end(live)
+            return pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if not pid:
-            _become([], environ, output)
-            _run_to_the_end(lambda: _load(self.name, end)())  # noqa: PLW0108 (loading is part of what runs)
-        return pid
 
     def loaded(self) -> None:
         """Note that it is ready, or that it has ended, as its socket tells."""
