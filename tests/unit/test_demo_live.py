@@ -121,6 +121,11 @@ class Watching:
         for data in self.feed.watch():
             seen.append(data)
 
+    def end(self) -> None:
+        """Close the feed, and wait until its thread looks no more: soon there is a real database again."""
+        self.feed.close()
+        wait_for(lambda: not self.feed._producing, "the feed has ended")
+
     def everyone_saw(self, text: bytes) -> bool:
         return all(text in b"".join(seen) for seen in self.seen)
 
@@ -130,7 +135,7 @@ def test_all_visitors_get_what_one_look_found(monkeypatch):
     wait_for(lambda: watching.everyone_saw(b'"clock":20'), "everyone saw the 20th look")
     # 20 visitors that each looked for themselves would have looked 400 times.
     assert watching.looks < 200
-    watching.feed.close()
+    watching.end()
     for thread in watching.threads:
         thread.join(10)
         assert not thread.is_alive()
@@ -147,7 +152,7 @@ def test_the_feed_rests_when_nobody_watches_and_goes_on_for_the_next(monkeypatch
     second = watching.feed.watch()
     next(second)
     assert json.loads(next(second).split(b"data: ")[1])["clock"] > looks
-    watching.feed.close()
+    watching.end()
     assert list(second) in ([], [b""])
 
 
@@ -159,7 +164,7 @@ def test_a_database_that_is_out_of_reach_is_told_and_asked_again(monkeypatch):
     wait_for(lambda: watching.looks > looks + 3, "it is asked again and again")
     watching.fault = None
     wait_for(lambda: watching.everyone_saw(b"The database can't be reached."), "the visitor is told")
-    watching.feed.close()
+    watching.end()
 
 
 def test_requests_are_counted_once_each():
