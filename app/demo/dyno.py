@@ -22,7 +22,9 @@ ABOUT = {
 
 
 def look() -> dict[str, Any]:
-    """The boiler, its processes (memory: with their children), the memory of all and its limit; bytes and seconds.
+    """The boiler, its processes, the memory of all and its limit; in bytes and seconds.
+
+    A process's memory is with its children's, the boiler's with its images'.
 
     `limit` is None where the dyno has none, `boiler` if no boiler started the app. Raises OSError if the boiler
     doesn't answer within 2 s.
@@ -38,10 +40,16 @@ def _look(path: str, _second: int) -> dict[str, Any]:
     """Ask the boiler once a second, however many visitors are watching."""
     status = ask(Path(path), {"command": "status"}, 2.0)
     boiler, processes = status["boiler"], status["processes"]
+    own = boiler["memory"] + sum(image["memory"] for image in status["images"])
     return {
-        "boiler": {key: boiler[key] for key in ("pid", "state", "memory")} | {"uptime": int(boiler["uptime"])},
+        "boiler": {
+            "pid": boiler["pid"],
+            "state": boiler["state"],
+            "uptime": int(boiler["uptime"]),
+            "memory": own,
+        },
         "processes": [_process(process) for process in processes],
-        "memory": boiler["memory"] + sum(process["memory"] for process in processes),
+        "memory": own + sum(process["memory"] for process in processes),
         "limit": _limit(),
     }
 

@@ -11,6 +11,7 @@ from demo import dyno
 SECRET = "hunter2"
 STATUS = {
     "boiler": {"pid": 1, "init_pid": 2, "state": "running", "uptime": 100.7, "grace": 30, "memory": 10},
+    "images": [{"name": "web", "pid": 7, "memory": 40}, {"name": "jobs", "pid": 8, "memory": 50}],
     "processes": [
         {
             "name": "web",
@@ -63,7 +64,7 @@ def test_the_status_is_shown_without_command_lines(client):
     response = client.get("/status")
     assert response.status_code == 200
     assert response.json() == {
-        "boiler": {"pid": 1, "state": "running", "uptime": 100, "memory": 10},
+        "boiler": {"pid": 1, "state": "running", "uptime": 100, "memory": 100},
         "processes": [
             {
                 "name": "web",
@@ -89,7 +90,7 @@ def test_the_status_is_shown_without_command_lines(client):
                 "children": [],
             },
         ],
-        "memory": 30,
+        "memory": 120,
         "limit": 512 << 20,
     }
     assert SECRET not in json.dumps(response.json())
