@@ -173,22 +173,31 @@ def _forget_the_supervisor(descriptors: set[int]) -> None:
 
 def _run_to_the_end(run: Callable[[], object]) -> NoReturn:
     """Run this and end the process, as its interpreter would after the last line of a program."""
-    code = 0
+    code = 1
+    try:
+        code = _exit_code(run)
+        threading._shutdown()  # waits for threads; multiprocessing ends its forks in the same way
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+    finally:
+        os._exit(code & 0xFF)  # whatever happens: what called this is the supervisor's code
+
+
+def _exit_code(run: Callable[[], object]) -> int:
+    """Run this; the exit code that its end means, after what an interpreter would print."""
     try:
         run()
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        if not isinstance(leaving.code, int | None):
-            print(leaving.code, file=sys.stderr)
+        if isinstance(leaving.code, int | None):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
+        return 1
     except BaseException:  # noqa: BLE001 (whatever a program raises)
         sys.excepthook(*sys.exc_info())
-        code = 1
-    threading._shutdown()  # waits for threads; multiprocessing ends its forks in the same way
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code & 0xFF)
+        return 1
+    return 0
 
 
 def _load(name: str, descriptor: int) -> Callable[[], object]:
