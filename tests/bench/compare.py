@@ -2,7 +2,7 @@
 
 A round runs every layout once; ratios are taken within a round, so that what slows down the machine for a while
 slows down both of their sides. Database and Redis are outside the dyno; with `--delay 2` a round trip to them takes
-2 ms more. The machine needs a second core: for the load, the database and Redis.
+2 ms more. A dyno has cores of its own; the load, the database and Redis have the others.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def run_once(layout: Layout, kitchen: Kitchen, folder: Path, arguments: argparse
     limits = Limits(arguments.memory * 1024**2, arguments.cpus)
     speed, (before_all, before_stolen) = calibrate(), stolen()
     began = time.monotonic()
-    dynos = start(layout, folder, folder.parent / "checkout", environ, limits)
+    dynos = start(layout, folder, folder.parent / "checkout", environ, limits, arguments.cores)
     run = Run(dynos, kitchen.url(name), works=layout.works, lengths=arguments.lengths, began=began)
     try:
         run.measure(say)
@@ -271,6 +271,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.lengths = Lengths(1, 1, 1, 1) if arguments.short else Lengths()
     arguments.layouts = [name for name in arguments.only.split(",") if name]
+    arguments.cores = sorted(os.sched_getaffinity(0))
     if unknown := set(arguments.layouts) - LAYOUTS.keys():
         parser.error(f"there is no layout {min(unknown)}: known are {', '.join(LAYOUTS)}")
     if not shutil.which("redis-server"):
@@ -281,6 +282,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace, console: Console) -> tuple[Results, str]:
     """Run all rounds; returns the figures and how they were made."""
     results: Results = {name: [] for name in arguments.layouts}
+    if rest := arguments.cores[math.ceil(arguments.cpus) :]:
+        os.sched_setaffinity(0, rest)  # the load, PostgreSQL and Redis: the first cores are the dyno's
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
     with ExitStack() as stack:
         kitchen = stack.enter_context(Kitchen(arguments.delay).open())

@@ -6,6 +6,7 @@ Celery's defaults, under honcho, on Redis, each order in a transaction of its ow
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -170,12 +171,21 @@ def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str
     }
 
 
-def start(layout: Layout, folder: Path, place: Path, environ: dict[str, str], limits: Limits) -> list[LayoutDyno]:
-    """Start the layout's dynos, each with the limits; their logs and sockets go to folders below `folder`."""
+def start(
+    layout: Layout, folder: Path, place: Path, environ: dict[str, str], limits: Limits, cores: list[int]
+) -> list[LayoutDyno]:
+    """Start the layout's dynos, each with the limits; their logs and sockets go to folders below `folder`.
+
+    Each is kept to as many of the machine's `cores` as it may use, the first dyno to the first ones. Spread over two
+    cores, processes use up a quota of one CPU in half of its 100 ms and stand still for the other half, so that an
+    answer of 5 ms takes 50 now and then: that would be the quota's latency, not the layout's.
+    """
     dynos = []
+    wanted = math.ceil(limits.cpus)
     for number, command in enumerate(layout.dynos):
         dyno = LayoutDyno(folder / f"dyno{number}", environ, place, command)
         dyno.limits = limits
-        dyno.launch(dyno.argv)
+        own = [cores[(number * wanted + n) % len(cores)] for n in range(wanted)]
+        dyno.launch(["taskset", "--cpu-list", ",".join(map(str, own)), *dyno.argv])
         dynos.append(dyno)
     return dynos
