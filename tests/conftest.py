@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 # Before anything of the project is imported: the tests' own environment, with nothing of the user's.
 SOCKETS = Path(tempfile.mkdtemp(prefix="boiler-tests-"))
-for name in ("DATABASE_URL", "REDIS_URL", "AMQP_URL", "DYNO", "PORT", "BOILER_STATUS", "EMBEDDED_POSTGRES"):
+USERS = ("DATABASE_URL", "REDIS_URL", "AMQP_URL", "DYNO", "PORT", "BOILER_STATUS", "EMBEDDED_POSTGRES")
+for name in (*USERS, "PYTHONUNBUFFERED"):
     os.environ.pop(name, None)
 os.environ |= {
     "DATABASE_URL": f"postgresql://dyno@{quote(str(SOCKETS), safe='')}/dyno",

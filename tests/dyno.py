@@ -151,8 +151,13 @@ class Dyno:
         return {found["boiler"]["pid"], found["boiler"]["init_pid"]} | images | {pid for pid in below if pid}
 
     def stop(self, seconds: float = 60) -> int:
-        """SIGTERM to the first process, as Docker does, SIGKILL to all after `seconds`; returns the exit code."""
-        return self.cycle(Stop.PID1, seconds).returncode
+        """SIGTERM to the first process, as Docker does, SIGKILL to all after `seconds`; returns the exit code.
+
+        Raises AssertionError if the first process has ended in time and left others.
+        """
+        ending = self.cycle(Stop.PID1, seconds)
+        assert ending.killed or not ending.left_over, f"left over: {ending.left_over}"
+        return ending.returncode
 
     def cycle(self, how: Stop | None = None, grace: float | None = None) -> Ending:
         """Stop the dyno as its platform does, or in another way or with another grace (seconds)."""

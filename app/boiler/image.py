@@ -23,6 +23,7 @@ import _thread
 import array
 import atexit
 import gc
+import io
 import json
 import os
 import random
@@ -167,8 +168,9 @@ def _forget_the_supervisor(descriptors: set[int]) -> None:
                 os.close(int(name))
     os.chdir(ROOT)
     sys.path[0] = str(APP)
-    # A new interpreter would have PYTHONUNBUFFERED: what a program prints goes to the log at once.
-    sys.stdout.reconfigure(line_buffering=True)
+    # A new interpreter would have PYTHONUNBUFFERED: what a program prints goes to the log at once, half lines too.
+    unbuffered = io.FileIO(1, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(unbuffered, sys.stdout.encoding, sys.stdout.errors, write_through=True)
 
 
 def _run_to_the_end(run: Callable[[], object]) -> NoReturn:
