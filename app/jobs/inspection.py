@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -25,6 +26,7 @@ from .visit import Site, look
 BOILER_WAIT = 5.0  # seconds for each of connecting to the boiler, asking and reading
 # Seconds until one beat must lead: the next one takes over within jobs.beat.STANDBY, on a slow machine later.
 HANDOVER = 10.0
+REPLACEMENT = 2.0  # seconds for a worker or pool child that has ended to have its successor
 INTERVAL = 0.1  # seconds between two looks
 
 
@@ -51,7 +53,7 @@ def inspect(*, visit: bool) -> dict[str, Any]:
         "web": look(Site.inside(), workers, dyno()) if visit and workers else None,
     }
     document["job"], document["schedule"] = end_round_trip(trip)
-    return {**document, **lasting(first, take_census())}
+    return {**document, **lasting(first, settled_census())}
 
 
 def dyno() -> str:
@@ -74,6 +76,19 @@ def take_census() -> dict[str, Any]:
     for process in status["processes"]:
         del process["command"], process["children"], process["title"]  # the census has them, without secrets
     return {"status": status, "plan": plan, **census.take(status, ROOT, os.environ)}
+
+
+def settled_census() -> dict[str, Any]:
+    """A census when every process has the children that are planned, which may take REPLACEMENT."""
+    deadline = monotonic() + REPLACEMENT
+    while True:
+        found = take_census()
+        mains = {one["name"]: one["pid"] for one in found["status"]["processes"]}
+        parents = Counter(process["parent"] for process in found["processes"])
+        complete = all(parents[mains.get(one["name"])] >= one["fewest"] for one in found["plan"])
+        if complete or monotonic() > deadline:
+            return found
+        sleep(INTERVAL)
 
 
 def lasting(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

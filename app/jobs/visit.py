@@ -8,14 +8,16 @@ import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
 from boiler.settings import get
 
 TIMEOUT = 10.0  # seconds for each of connecting and waiting for an answer
+HEALTH_WAIT = 5.0  # seconds for /healthz to answer 200: an answer is kept for 1 s, a process comes back within 2
 WORKERS_WAIT = 4.0  # seconds until every gunicorn worker should have answered
+INTERVAL = 0.2  # seconds between two questions
 AT_ONCE = 4  # requests at once for each expected worker
 LONGEST = 1 << 20  # bytes of an answer that are looked at
 # What Django's own error page says in development (django/views/templates/technical_404.html).
@@ -84,7 +86,10 @@ class Site:
 
 def look(site: Site, workers: int = 0, dyno: str = "") -> dict[str, Any]:
     """The page, the health, a page that is not there, and the reports of so many workers of this dyno."""
-    page, health, missing = (site.ask(path) for path in (site.page, "/healthz", "/a-page-that-is-not-there"))
+    page, missing = site.ask(site.page), site.ask("/a-page-that-is-not-there")
+    deadline = monotonic() + HEALTH_WAIT
+    while (health := site.ask("/healthz")).status == 503 and monotonic() < deadline:
+        sleep(INTERVAL)
     found = {
         "url": site.url,
         "page": {"path": site.page, **_shown(page)},

@@ -265,6 +265,7 @@ def test_every_check_can_fail() -> None:
     assert checks == {check for _, check, _ in WRONG.values()} | {"no_orphan", "debug_is_off_and_cookies_are_secure"}
 
 
+@pytest.mark.timeout(300)  # each look waits 10 s for the second beat to go
 def test_what_runs_beside_a_dyno_and_should_not(well: Dyno, make: Callable[..., Dyno], tmp_path: Path) -> None:
     other = make(DJANGO_SECRET_KEY="another key, of another dyno, on the same database 0123456789")
     key = well.environ["DJANGO_SECRET_KEY"]
