@@ -66,7 +66,7 @@ class Queue:
         """Client connections by the name of their process."""
         rows = self.rows(
             "SELECT split_part(application_name, ' ', 1) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "WHERE datname = current_database() AND backend_type = 'client backend' AND application_name <> 'test'"
         )
         return Counter(name for (name,) in rows)
 

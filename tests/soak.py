@@ -189,7 +189,7 @@ class Request:
         moment in which the kernel still takes a connection that nobody will serve: WEB_LINGER is for that.
         """
         after = min((self.sent - stop for stop in stops if stop < self.sent), default=LATE)
-        return after < LATE and self.fault.startswith(("ConnectionReset", "RemoteDisconnected"))
+        return after < LATE and self.fault.startswith(("ConnectionReset", "RemoteDisconnected", "BrokenPipe"))
 
     def told(self, stops: list[float]) -> str:
         """What went wrong, and when, seen from the last of the stops before."""
@@ -219,7 +219,7 @@ class Client:
         request = Request(f"{method} {path} ({how})", time.monotonic())
         answer = b""
         try:
-            self._send(connection, method, path, body, pause)
+            request.sent = self._send(connection, method, path, body, pause)
             response = connection.getresponse()
             answer = response.read()
             request.status = response.status
@@ -248,16 +248,22 @@ class Client:
         return connection, False
 
     @staticmethod
-    def _send(connection: http.client.HTTPConnection, method: str, path: str, body: bytes, pause: float) -> None:
+    def _send(connection: http.client.HTTPConnection, method: str, path: str, body: bytes, pause: float) -> float:
+        """Send a request; when its first bytes had left.
+
+        Not the time before: this thread may have waited in between, and the server closes what is idle.
+        """
         connection.putrequest(method, path)
         if body:
             connection.putheader("Content-Type", "application/json")
             connection.putheader("Content-Length", str(len(body)))
         half = len(body) // 2 if pause else len(body)
         connection.endheaders(body[:half] or None)
+        sent = time.monotonic()
         if pause:
             time.sleep(pause)
             connection.send(body[half:])
+        return sent
 
     def close(self) -> None:
         if self._connection:

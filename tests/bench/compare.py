@@ -174,7 +174,7 @@ def run_once(layout: Layout, kitchen: Kitchen, folder: Path, arguments: argparse
     limits = Limits(arguments.memory * 1024**2, arguments.cpus)
     speed, (before_all, before_stolen) = calibrate(), stolen()
     began = time.monotonic()
-    dynos = start(layout, folder, folder.parent / "checkout", environ, limits, arguments.cores)
+    dynos = start(layout, folder, folder.parent / "checkout", environ, limits, cores=arguments.cores)
     run = Run(dynos, kitchen.url(name), works=layout.works, lengths=arguments.lengths, began=began)
     try:
         run.measure(say)
@@ -271,7 +271,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.lengths = Lengths(1, 1, 1, 1) if arguments.short else Lengths()
     arguments.layouts = [name for name in arguments.only.split(",") if name]
-    arguments.cores = sorted(os.sched_getaffinity(0))
     if unknown := set(arguments.layouts) - LAYOUTS.keys():
         parser.error(f"there is no layout {min(unknown)}: known are {', '.join(LAYOUTS)}")
     if not shutil.which("redis-server"):
@@ -282,6 +281,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace, console: Console) -> tuple[Results, str]:
     """Run all rounds; returns the figures and how they were made."""
     results: Results = {name: [] for name in arguments.layouts}
+    arguments.cores = sorted(os.sched_getaffinity(0))
     if rest := arguments.cores[math.ceil(arguments.cpus) :]:
         os.sched_setaffinity(0, rest)  # the load, PostgreSQL and Redis: the first cores are the dyno's
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())

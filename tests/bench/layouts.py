@@ -172,7 +172,7 @@ def environ_of(layout: Layout, database: str, redis: str, port: int) -> dict[str
 
 
 def start(
-    layout: Layout, folder: Path, place: Path, environ: dict[str, str], limits: Limits, cores: list[int]
+    layout: Layout, folder: Path, place: Path, environ: dict[str, str], limits: Limits, *, cores: list[int]
 ) -> list[LayoutDyno]:
     """Start the layout's dynos, each with the limits; their logs and sockets go to folders below `folder`.
 
@@ -181,7 +181,7 @@ def start(
     answer of 5 ms takes 50 now and then: that would be the quota's latency, not the layout's.
     """
     dynos = []
-    wanted = math.ceil(limits.cpus)
+    wanted = math.ceil(limits.cpus) or len(cores)
     for number, command in enumerate(layout.dynos):
         dyno = LayoutDyno(folder / f"dyno{number}", environ, place, command)
         dyno.limits = limits

@@ -158,7 +158,13 @@ class Double:
         sshd = [self.programs["sshd"], "-D", "-e", "-f", str(self.folder / "sshd_config")]
         command = [self.programs["unshare"], "--mount", "sh", "-c", script, "sh", str(self.folder / "passwd"), *sshd]
         self._start(command, "sshd.log")
-        wait_for(lambda: self.ssh("version").returncode == 0, f"sshd answers: {self.log('sshd.log')}", 30)
+        sshd_process = self._processes[-1]
+
+        def answers() -> bool:
+            assert sshd_process.poll() is None, self.log("sshd.log")
+            return self.ssh("version").returncode == 0
+
+        wait_for(answers, "sshd answers", 30)
 
     def _start_nginx(self) -> None:
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -237,18 +243,27 @@ class Double:
         for process in self._processes:
             process.terminate()
             process.wait(30)
+        wait_for(self._no_containers, "every container is removed", 60)
         if self.docked:
-            self._remove_containers()
-        else:
-            for state in (self.folder / "dynos").glob("*/state"):
-                subprocess.run([self.folder / "dynos" / "docker", "rm", "--force", state.parent.name], check=True)
+            self._remove_images()
         self.postgres.__exit__()
         self._engine.__exit__(None, None, None)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _remove_containers(self) -> None:
-        for container in docker("ps", "--all", "--quiet", f"--filter=label=dokku-double={self.folder.name}").split():
-            docker("rm", "--force", "--volumes", container)
+    def _no_containers(self) -> bool:
+        """Whether none was left; removes what is. The double's retire() may be removing the same one: look again."""
+        program: str | Path = "docker"
+        if self.docked:
+            left = docker("ps", "--all", "--quiet", f"--filter=label=dokku-double={self.folder.name}").split()
+        else:
+            program = self.folder / "dynos" / "docker"
+            left = [state.parent.name for state in (self.folder / "dynos").glob("*/state")]
+        for container in left:
+            command = [program, "rm", "--force", "--volumes", container]
+            subprocess.run(command, capture_output=True, check=False)
+        return not left
+
+    def _remove_images(self) -> None:
         tags = f"--filter=reference=dokku-double/*:{self.folder.name}-*"
         for tag in docker("images", "--format={{.Repository}}:{{.Tag}}", tags).split():
             docker("rmi", "--no-prune", tag)  # the layers stay, for the next build, and so does another double's image

@@ -742,7 +742,9 @@ def write_nginx() -> None:
             f"proxy_read_timeout {app.get('nginx', 'proxy-read-timeout')};\n"
             "proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; } }\n"
         )
-    (HOST / "nginx" / "apps.conf").write_text("".join(blocks))
+    new = HOST / "nginx" / f"apps.{os.getpid()}"
+    new.write_text("".join(blocks))
+    new.replace(HOST / "nginx" / "apps.conf")  # a deployment and `started` may write at the same time
     subprocess.run([*SETTINGS["nginx"], "-s", "reload"], check=True, capture_output=True)
 
 

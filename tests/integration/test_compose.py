@@ -18,7 +18,7 @@ from tests.docker import checkout, docker, engine, packages_image, wheelhouse_im
 from tests.dyno import free_port
 from tests.wait import wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)  # the images may have to be made first
 
 # Stands in for the image postgres, which no registry gives us: the same variables and folder, another PostgreSQL.
 POSTGRES = """\
@@ -112,7 +112,7 @@ def test_compose_starts_a_dyno_that_verify_passes_and_that_keeps_jobs_and_keys_w
     verified = stack.type("make", "verify", "TARGET=docker", APP=name)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
-    (job,) = stack.ask("/jobs", {"kind": "sleep", "seconds": 4})["ids"]
+    (job,) = stack.ask("/jobs", {"kind": "sleep", "seconds": 12})["ids"]  # more than Compose's own grace of 10 s
     wait_for(lambda: stack.ask(f"/jobs/{job}")["state"] == "running", "the job runs")
     assert stack.do("restart", "web").returncode == 0
     wait_for(lambda: docker("inspect", "--format={{.State.Health.Status}}", name) == "healthy", "it is well again", 120)

@@ -102,7 +102,7 @@ class Visitor:
         self.served = 0
 
     def ask(self, path: str, body: Any = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("localhost", self.port, timeout=60)
+        connection = http.client.HTTPConnection("localhost", self.port, timeout=90)  # nginx gives up after 60 s
         try:
             data = None if body is None else json.dumps(body)
             headers = {"Content-Type": "application/json"} if data else {}

@@ -15,7 +15,7 @@ from tests.docker import debian_image, docker, engine
 from tests.needs import needs
 from tests.wait import wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)  # an image of Debian may have to be made first
 
 PACKAGES = "python3,openssh-server,openssl,ca-certificates,iptables,ufw"
 SERVER = "dokku.example.com"
@@ -57,6 +57,7 @@ tls.load_cert_chain("/usr/local/share/ca-certificates/own.crt", "/etc/ssl/tls_ke
 server.socket = tls.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 END
+until (: < /dev/tcp/127.0.0.1/443) 2> /dev/null; do sleep 0.1; done
 exec /usr/sbin/sshd -D
 """
 

@@ -14,6 +14,7 @@ import pytest
 
 from boiler.settings import ROOT
 from tests.needs import needs
+from tests.wait import wait_for
 
 SSH = """\
 #!{python}
@@ -104,6 +105,7 @@ def test_dt_ends_with_0_whatever_happened(dt: Callable[..., tuple[int, list[str]
 def test_dt_passes_no_stdin_on_and_does_not_end_it(toolbelt: Path) -> None:
     program = str(toolbelt / "dokku" / "node_modules" / ".bin" / "dt")
     path = f"{toolbelt / 'bin'}:{os.environ['PATH']}"
+    (toolbelt / "noted").unlink(missing_ok=True)
     hangs = subprocess.Popen(
         [program, "stdin"],
         cwd=toolbelt,
@@ -112,6 +114,7 @@ def test_dt_passes_no_stdin_on_and_does_not_end_it(toolbelt: Path) -> None:
         start_new_session=True,
     )
     try:
+        wait_for((toolbelt / "noted").exists, "dt has called ssh")
         with pytest.raises(subprocess.TimeoutExpired):
             hangs.wait(3)
     finally:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psycopg
@@ -89,22 +89,25 @@ def test_nothing_is_left_two_seconds_after_the_boiler_was_killed(dyno: Dyno, vic
 
 
 def test_healthz_names_the_process_that_is_down(dyno: Dyno) -> None:
-    os.kill(dyno.inner("worker")["pid"], signal.SIGSTOP)  # kept from starting well, not from being killed
-    for _ in range(3):
-        os.kill(dyno.inner("worker")["pid"], signal.SIGKILL)
-        wait_for(lambda: dyno.inner("worker")["state"] in ("backoff", "running"), "the worker's end is noticed")
-        if dyno.inner("worker")["state"] == "backoff":
-            break
-    reasons = wait_for(lambda: dyno.get("/healthz")[1].get("reasons"), "/healthz answers 503")
-    assert any("worker" in reason for reason in reasons)
+    def is_named() -> bool:
+        """Killed whenever it is back: the third pause, 2 s, is longer than /healthz keeps an answer."""
+        if pid := dyno.inner("worker")["pid"]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return any("worker" in reason for reason in dyno.get("/healthz")[1].get("reasons", []))
+
+    wait_for(is_named, "/healthz names the worker")
     wait_for(dyno.is_healthy, "/healthz answers 200 again")
 
 
 @pytest.mark.parametrize("worker_class", ["gevent", "gthread", "sync"])
 def test_every_worker_class_serves_and_takes_jobs(start_dyno: StartDyno, worker_class: str) -> None:
     dyno = start_dyno(WEB_WORKER_CLASS=worker_class).wait_until_healthy()
-    titles = {child["title"] for child in dyno.inner("web")["children"]}
-    assert titles == {f"web: gunicorn worker ({worker_class})"}
+
+    def titles() -> list[str]:
+        return [child["title"] for child in dyno.inner("web")["children"]]
+
+    wait_for(lambda: titles() == [f"web: gunicorn worker ({worker_class})"] * 2, "two workers of this class")
     ids = post(dyno, kind="io", seconds=0.01, count=5)
     wait_for(lambda: all_done(dyno, ids), "the jobs are done")
     assert dyno.stop() == 0
@@ -176,9 +179,7 @@ def test_the_embedded_database_keeps_its_data_when_the_boiler_is_killed(tmp_path
     second = Dyno(tmp_path / "second", settings).start("--release").wait_until_healthy()
     try:
         assert all_done(second, ids)
-        pids = second.pids()
         assert second.stop() == 0
-        assert not alive(pids)
     finally:
         second.kill()
 
@@ -204,9 +205,7 @@ def test_running_jobs_finish_when_the_dyno_stops_and_long_ones_start_again_in_th
     assert dyno.stop(9) == 0
     following = start_dyno(WORKER_CONCURRENCY="4").wait_until_healthy()
     assert all_done(following, short)
-    wait_for(
-        lambda: all(following.get(f"/jobs/{job}")[1]["state"] == "running" for job in long), "the long ones run", 10
-    )
+    wait_for(lambda: all(following.get(f"/jobs/{job}")[1]["runs"] == 2 for job in long), "the long ones run again", 10)
     wait_for(lambda: all_done(following, long), "the long ones are done")
 
 

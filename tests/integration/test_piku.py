@@ -134,7 +134,7 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
 
     output = clone.deploy(ANSIBLE_VERBOSITY="4", ANSIBLE_DIFF_ALWAYS="1")
     assert "https://127.0.0.1" in output
-    assert "ok    A job goes round" in output or "passed" in output
+    assert "ok    A job goes round" in output
     assert "-----> spawning 'shop:web.1'" in output
     assert "worker.1" not in output, "the first push starts nothing but web"
     boiler = clone.boiler()
@@ -158,7 +158,7 @@ def test_from_nothing_to_a_healthy_app_and_back(clone: Clone, host: Host) -> Non
     assert clone.boiler()["boiler"]["pid"] == boiler["boiler"]["pid"]
 
     # A changed setting, while a job runs: one restart, and the job is done once.
-    job = post(clone, kind="sleep", seconds=6)
+    job = post(clone, kind="sleep", seconds=15)  # still runs at the restart of a slow machine, and ends in time
     wait_for(lambda: clone.ask(f"/jobs/{job}")[1]["state"] == "running", "the job runs")
     commands = host.commands()
     clone.set(LOG_LEVEL="info")

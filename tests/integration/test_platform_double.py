@@ -93,7 +93,7 @@ def family(run: Callable[..., Program], tracker: str) -> Callable[[Platform, int
     def start(how: Platform, leaves_at: int) -> Program:
         program = run(how, FAMILY, str(leaves_at))
         wait_for(lambda: program.lines().total() == 3, "all are ready")
-        assert len(program.container.pids()) == 3
+        wait_for(lambda: len(program.container.pids()) == 3, "the one between has ended")
         return program
 
     return start

@@ -30,7 +30,11 @@ def download(command: list[str], package: str, folder: Path) -> Path:
     if os.environ.get("CI") != "true":
         pytest.skip("downloads packages: runs with CI=true")
     needs(command[0])
-    subprocess.run([*command, str(folder), package], capture_output=True, check=True)
+    for _ in range(3):  # a registry may be away for a moment
+        done = subprocess.run([*command, str(folder), package], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
     (found,) = folder.iterdir()
     return found
 

@@ -40,7 +40,7 @@ import time
 def application(environ, start_response):
     """/, /slow?SECONDS of waiting, /busy?SECONDS of computing, /stream without end."""
     path, seconds = environ["PATH_INFO"], float(environ["QUERY_STRING"] or 0)
-    print(f"begins {path}", file=sys.stderr, flush=True) if path != "/" else None
+    print(f"begins {path}?{environ['QUERY_STRING']}", file=sys.stderr, flush=True) if path != "/" else None
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return endless()
@@ -197,9 +197,7 @@ def in_flight(dyno: Dyno, path: str, count: int) -> Iterator[list[Future[tuple[i
     """Requests that the application has begun to answer."""
     with ThreadPoolExecutor(count) as pool:
         answers = [pool.submit(dyno.get, path) for _ in range(count)]
-        begun = f"begins {path.partition('?')[0]}"
-        before = dyno.log().count(begun)
-        wait_for(lambda: dyno.log().count(begun) >= min(count, before + count), f"{count} requests are in flight", 10)
+        wait_for(lambda: dyno.log().count(f"begins {path}\n") >= count, f"{count} requests are in flight", 10)
         yield answers
 
 
