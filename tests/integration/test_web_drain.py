@@ -40,7 +40,8 @@ import time
 def application(environ, start_response):
     """/, /slow?SECONDS of waiting, /busy?SECONDS of computing, /stream without end."""
     path, seconds = environ["PATH_INFO"], float(environ["QUERY_STRING"] or 0)
-    print(f"begins {path}?{environ['QUERY_STRING']}", file=sys.stderr, flush=True) if path != "/" else None
+    if path != "/":
+        sys.stderr.write(f"begins {path}?{environ['QUERY_STRING']}\\n")  # one write: workers share the log
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return endless()

@@ -98,8 +98,9 @@ class Command(BaseCommand):
         executor = MigrationExecutor(connection)
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
         if missing:
-            names = ", ".join(f"{migration.app_label}.{migration.name}" for migration, _ in missing[:3])
+            names = [f"{migration.app_label}.{migration.name}" for migration, _ in missing]
+            shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
             raise CommandError(
-                f"{len(missing)} migrations are not applied ({names}, …): run the release phase, "
+                f"migrations that are not applied: {len(names)} ({shown}): run the release phase, "
                 "`python app/manage.py migrate`, or set RELEASE_AT_START=1, and start again"
             )
