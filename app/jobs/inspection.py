@@ -35,7 +35,7 @@ class InspectionError(RuntimeError):
 
 
 def inspect(*, visit: bool) -> dict[str, Any]:
-    """Look at everything in and around this dyno, with jobs sent round; takes at most some 20 s.
+    """Look at everything in and around this dyno, with jobs sent round; takes at most some 30 s.
 
     `visit` adds what a visitor of the web processes sees; one of them can't visit itself. Raises
     InspectionError if no boiler runs.
